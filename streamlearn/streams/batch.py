@@ -1,0 +1,278 @@
+"""A batch: columnar rows in contiguous segments.
+
+A batch is built once a step and read by everyone, so it is made of a few tensors and a tuple of `Segment`, never of
+per-row objects. Rows of one segment share their role, the tasks on which they are asked, their domain and their source;
+anything that a plugin wants to know about "the memory rows" or "the rows of task b" is therefore a slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from streamlearn.errors import DataError
+
+__all__ = ["EVERY_ROW", "Batch", "Labelled", "Segment", "StoredColumn"]
+
+EVERY_ROW = slice(None)
+"""The value of ``batch.labelled[task]`` when every row carries a label of the task."""
+
+Labelled = slice | Tensor
+"""Which rows carry a label: a slice where they are contiguous (free), else a bool column of shape ``(rows,)``."""
+
+
+class Segment(NamedTuple):
+    """Rows ``start`` to ``stop`` of a batch, which share everything named here."""
+
+    role: str
+    start: int
+    stop: int
+    tasks: tuple[str, ...]
+    domain: str = ""
+    source: str = ""
+
+    @property
+    def rows(self) -> slice:
+        """The rows as a slice."""
+        return slice(self.start, self.stop)
+
+
+class StoredColumn(NamedTuple):
+    """A column kept beside some rows, such as the logits that DER stores: ``values[i]`` belongs to row ``rows.start + i``."""
+
+    rows: slice
+    values: Tensor
+
+
+class Batch:
+    """Rows of one training step.
+
+    Args:
+        x: inputs, ``(rows, ...)``.
+        targets: for each task a column ``(rows, ...)``; the value on rows without a label is unspecified but finite.
+        labelled: for each task which rows carry a label, `EVERY_ROW`, a slice or a bool column.
+        segments: contiguous, in order, together covering all rows.
+        index: stable identity of each row within its segment's source, ``(rows,)``, on the CPU.
+        stored: named columns kept beside some of the rows.
+
+    Example:
+        >>> batch = Batch.uniform(torch.zeros(3, 2), "digit", torch.tensor([0, 1, 2]), torch.arange(3))
+        >>> batch.roles, len(batch), batch.is_uniform
+        (('train',), 3, True)
+    """
+
+    __slots__ = ("index", "labelled", "segments", "stored", "targets", "x")
+
+    def __init__(  # noqa: PLR0917  (the columns of a batch, in the order of the table in the docstring)
+        self,
+        x: Tensor,
+        targets: Mapping[str, Tensor],
+        labelled: Mapping[str, Labelled],
+        segments: tuple[Segment, ...],
+        index: Tensor,
+        stored: Mapping[str, StoredColumn] | None = None,
+    ) -> None:
+        self.x = x
+        self.targets = targets
+        self.labelled = labelled
+        self.segments = segments
+        self.index = index
+        self.stored: Mapping[str, StoredColumn] = stored if stored is not None else {}
+
+    @classmethod
+    def uniform(cls, x: Tensor, task: str, target: Tensor, index: Tensor, role: str = "train", source: str = "") -> Batch:  # noqa: PLR0917
+        """A batch of one role and one task in which every row is labelled."""
+        return cls(x, {task: target}, {task: EVERY_ROW}, (Segment(role, 0, len(x), (task,), "", source),), index)
+
+    def __len__(self) -> int:
+        return int(self.x.shape[0])
+
+    def __repr__(self) -> str:
+        parts = ", ".join(
+            f"{s.role}[{s.stop - s.start}] of {'+'.join(s.tasks)}{f' in {s.domain}' if s.domain else ''}" for s in self.segments
+        )
+        return f"Batch({parts}; x {tuple(self.x.shape)})"
+
+    # ------------------------------------------------------------------ asking about rows
+
+    @property
+    def is_uniform(self) -> bool:
+        """One role, one task, all rows labelled: nothing has to be masked."""
+        return len(self.segments) == 1 and len(self.targets) == 1 and next(iter(self.labelled.values())) is EVERY_ROW
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles present, in order of their first row."""
+        return tuple(dict.fromkeys(segment.role for segment in self.segments))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks on which rows are asked, in order of their first row."""
+        return tuple(dict.fromkeys(task for segment in self.segments for task in segment.tasks))
+
+    @property
+    def task(self) -> Tensor:
+        """Per row the position in `tasks` of the (first) task on which the row is asked, ``(rows,)``."""
+        names = self.tasks
+        return self._column(lambda segment: names.index(segment.tasks[0]))
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domains present, in order of their first row."""
+        return tuple(dict.fromkeys(segment.domain for segment in self.segments))
+
+    @property
+    def domain(self) -> Tensor:
+        """Per row the position of its domain in `domains`, ``(rows,)``."""
+        names = self.domains
+        return self._column(lambda segment: names.index(segment.domain))
+
+    def _column(self, value: Callable[[Segment], int]) -> Tensor:
+        column = torch.empty(len(self), dtype=torch.int64, device=self.x.device)
+        for segment in self.segments:
+            column[segment.start : segment.stop] = value(segment)
+        return column
+
+    def rows(self, role: str) -> slice:
+        """The rows of ``role`` as one slice, empty when the role is absent.
+
+        Raises:
+            DataError: the rows of ``role`` do not lie side by side.
+        """
+        found = [segment for segment in self.segments if segment.role == role]
+        if not found:
+            return slice(0, 0)
+        if any(a.stop != b.start for a, b in pairwise(found)):
+            raise DataError(f"the rows of role {role!r} do not lie side by side in {self!r}: read batch.segments instead")
+        return slice(found[0].start, found[-1].stop)
+
+    def labelled_rows(self, task: str) -> Tensor:
+        """Which rows carry a label of ``task``, as a bool column ``(rows,)``."""
+        rows = self.labelled.get(task, slice(0, 0))
+        if isinstance(rows, Tensor):
+            return rows
+        column = torch.zeros(len(self), dtype=torch.bool, device=self.x.device)
+        column[rows] = True
+        return column
+
+    # ------------------------------------------------------------------ making other batches
+
+    def replace(self, **changes: object) -> Batch:
+        """A copy with some fields exchanged; the tensors are shared, not copied."""
+        fields: dict[str, object] = {name: getattr(self, name) for name in self.__slots__}
+        return Batch(**(fields | changes))  # type: ignore[arg-type]
+
+    def with_rows(self, role: str, rows: Batch) -> Batch:
+        """The rows of the batch followed by ``rows``, which take the role ``role``."""
+        renamed = tuple(segment._replace(role=role) for segment in rows.segments)
+        return concatenate([self, rows.replace(segments=renamed)])
+
+    def select(self, role: str) -> Batch:
+        """Only the rows of ``role`` (which must lie side by side), as views on this batch's tensors."""
+        rows = self.rows(role)
+        start, stop = rows.start, rows.stop
+        inside = [s._replace(start=s.start - start, stop=s.stop - start) for s in self.segments if s.role == role]
+        return Batch(
+            self.x[rows],
+            {task: column[rows] for task, column in self.targets.items()},
+            {task: _narrow(labelled, start, stop) for task, labelled in self.labelled.items()},
+            tuple(inside),
+            self.index[rows],
+            {
+                name: StoredColumn(slice(c.rows.start - start, c.rows.stop - start), c.values)
+                for name, c in self.stored.items()
+                if c.rows.start >= start and c.rows.stop <= stop
+            },
+        )
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on ``device``; ``index`` stays on the CPU, where identities are compared."""
+        if self.x.device == device:
+            return self
+        return Batch(
+            self.x.to(device, non_blocking=True),
+            {task: column.to(device, non_blocking=True) for task, column in self.targets.items()},
+            {task: rows.to(device) if isinstance(rows, Tensor) else rows for task, rows in self.labelled.items()},
+            self.segments,
+            self.index,
+            {name: StoredColumn(c.rows, c.values.to(device)) for name, c in self.stored.items()},
+        )
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor of the batch (for purity checks)."""
+        yield self.x
+        yield self.index
+        yield from self.targets.values()
+        yield from (rows for rows in self.labelled.values() if isinstance(rows, Tensor))
+        yield from (column.values for column in self.stored.values())
+
+
+def concatenate(batches: list[Batch]) -> Batch:
+    """The rows of several batches, one after another; neighbouring segments of the same kind are joined."""
+    if len(batches) == 1:
+        return batches[0]
+    starts = [0]
+    for batch in batches:
+        starts.append(starts[-1] + len(batch))
+    total = starts[-1]
+    tasks = dict.fromkeys(task for batch in batches for task in batch.targets)
+    targets, labelled = {}, {}
+    for task in tasks:
+        columns = [b.targets.get(task) for b in batches]
+        like = next(column for column in columns if column is not None)
+        targets[task] = torch.cat(
+            [like.new_zeros((len(b), *like.shape[1:])) if c is None else c for b, c in zip(batches, columns, strict=True)]
+        )
+        labelled[task] = _join(task, batches, starts, total)
+    segments: list[Segment] = []
+    for batch, start in zip(batches, starts, strict=False):
+        for segment in batch.segments:
+            moved = segment._replace(start=segment.start + start, stop=segment.stop + start)
+            if segments and segments[-1]._replace(start=0, stop=0) == moved._replace(start=0, stop=0):
+                segments[-1] = segments[-1]._replace(stop=moved.stop)
+            else:
+                segments.append(moved)
+    stored: dict[str, StoredColumn] = {}
+    for batch, start in zip(batches, starts, strict=False):
+        for name, column in batch.stored.items():
+            if name in stored:
+                raise DataError(f"two groups of rows both store a column {name!r}: draw them under different names")
+            stored[name] = StoredColumn(slice(column.rows.start + start, column.rows.stop + start), column.values)
+    return Batch(torch.cat([b.x for b in batches]), targets, labelled, tuple(segments), torch.cat([b.index for b in batches]), stored)
+
+
+def _join(task: str, batches: list[Batch], starts: list[int], total: int) -> Labelled:
+    """Which rows of the concatenation carry a label of ``task``: a slice if that is what they are, else a column."""
+    spans: list[tuple[int, int]] = []
+    for batch, start in zip(batches, starts, strict=False):
+        rows = batch.labelled.get(task, slice(0, 0))
+        if isinstance(rows, Tensor):
+            return torch.cat([b.labelled_rows(task) for b in batches])
+        first, last, _ = rows.indices(len(batch))
+        if first == last:
+            continue
+        if spans and spans[-1][1] == first + start:
+            spans[-1] = (spans[-1][0], last + start)
+        else:
+            spans.append((first + start, last + start))
+    if spans == [(0, total)]:
+        return EVERY_ROW
+    if len(spans) > 1:
+        return torch.cat([b.labelled_rows(task) for b in batches])
+    return slice(*spans[0]) if spans else slice(0, 0)
+
+
+def _narrow(rows: Labelled, start: int, stop: int) -> Labelled:
+    """``rows`` seen from the window ``start`` to ``stop``."""
+    if isinstance(rows, Tensor):
+        return rows[start:stop]
+    if rows == EVERY_ROW:
+        return EVERY_ROW
+    first, last = max(rows.start, start), min(rows.stop, stop)
+    if (first, last) == (start, stop):
+        return EVERY_ROW
+    return slice(first - start, last - start) if first < last else slice(0, 0)

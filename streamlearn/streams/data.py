@@ -1,0 +1,209 @@
+"""Data of an experience: (source, indices, transform), never a copy.
+
+A *source* holds the rows; `Data` says which of them, what their columns mean as tasks, and what is done to ``x`` on the
+way into a batch. A thousand experiences over one source therefore cost the memory of one source and of their indices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from streamlearn.errors import DataError
+from streamlearn.streams.batch import EVERY_ROW, Batch, Labelled, Segment, concatenate
+from streamlearn.streams.task import Task
+
+__all__ = ["Columns", "Data", "JoinedData", "Source", "Target", "Transform", "join"]
+
+Transform = Callable[[Tensor], Tensor]
+"""A change of inputs that looks at a whole batch ``(rows, ...)`` and draws nothing."""
+
+
+class Columns(NamedTuple):
+    """The answer of a source to a vector of indices."""
+
+    x: Tensor
+    targets: Mapping[str, Tensor]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Anything that answers a vector of indices with rows."""
+
+    @property
+    def name(self) -> str:
+        """What messages and the record call it."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, index: Tensor) -> Columns:
+        """The rows at ``index`` (int64, ``(rows,)``), in that order."""
+
+    def fingerprint(self) -> str:
+        """A hash of the content, for the record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """How a task reads a column of the source.
+
+    ``column`` is its name in the source; ``relabel`` (int64, ``(largest class + 1,)``), if given, maps the source's class
+    numbers to the task's.
+    """
+
+    column: str
+    relabel: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Data:
+    """Rows ``indices`` of ``source``, asked on ``tasks``.
+
+    Args:
+        source: where the rows lie.
+        indices: which rows, int64, ``(rows,)``.
+        tasks: on which tasks each row is asked.
+        targets: for each labelled task its `Target`. A task of ``tasks`` without one is unlabelled here.
+        transform: applied to ``x`` of every batch.
+        domain: name of the distribution the rows come from; empty when there is but one.
+        labelled: for each task with *some* labels a bool column ``(rows,)``; tasks without an entry are fully labelled.
+
+    Example:
+        >>> from streamlearn.streams.sources import TensorSource
+        >>> source = TensorSource(torch.rand(6, 4), {"y": torch.tensor([0, 1, 2, 0, 1, 2])}, name="toy")
+        >>> data = Data(source, torch.arange(4), (Task("y", size=3),), {"y": Target("y")})
+        >>> data.batch(torch.tensor([3, 0])).targets["y"].tolist()
+        [0, 0]
+    """
+
+    source: Source
+    indices: Tensor
+    tasks: tuple[Task, ...]
+    targets: Mapping[str, Target] = field(default_factory=dict)
+    transform: Transform | None = None
+    domain: str = ""
+    labelled: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batch(self, positions: Tensor, role: str = "train") -> Batch:
+        """The rows at ``positions`` (int64, relative to this data) as a batch of one role."""
+        return next(self.in_order(positions, max(len(positions), 1), role))
+
+    def in_order(self, positions: Tensor, batch_size: int, role: str = "train") -> Iterator[Batch]:
+        """The rows at ``positions`` in batches of ``batch_size``; what does not change from batch to batch is looked up once."""
+        take, transform, partly = self.source.take, self.transform, self.labelled
+        wanted = [(task, target.column, target.relabel) for task, target in self.targets.items()]
+        labelled: dict[str, Labelled] = dict.fromkeys(self.targets, EVERY_ROW)
+        names = tuple(task.name for task in self.tasks)
+        segment = Segment(role, 0, batch_size, names, self.domain, self.source.name)
+        pieces = positions.split(batch_size)  # type: ignore[no-untyped-call]
+        for number, index in enumerate(self.indices[positions].split(batch_size)):  # type: ignore[no-untyped-call]
+            columns = take(index)
+            targets = {task: columns.targets[c] if relabel is None else relabel[columns.targets[c]] for task, c, relabel in wanted}
+            if partly:
+                labelled = {task: partly[task][pieces[number]] if task in partly else EVERY_ROW for task in self.targets}
+            if len(index) != segment.stop:
+                segment = segment._replace(stop=len(index))
+            yield Batch(columns.x if transform is None else transform(columns.x), targets, labelled, (segment,), index)
+
+    def subset(self, positions: Tensor) -> Data:
+        """The rows at ``positions`` of this data; nothing is copied but indices."""
+        labelled = {task: rows[positions] for task, rows in self.labelled.items()}
+        return Data(self.source, self.indices[positions], self.tasks, self.targets, self.transform, self.domain, labelled)
+
+    def without_labels(self) -> Data:
+        """The same rows with no target left in reach."""
+        return Data(self.source, self.indices, self.tasks, {}, self.transform, self.domain)
+
+    def parts(self) -> tuple[Data, ...]:
+        """The homogeneous pieces: itself."""
+        return (self,)
+
+
+class JoinedData:
+    """Several `Data` seen as one; a batch holds one segment for each piece that it touches."""
+
+    __slots__ = ("_offsets", "_parts", "tasks")
+
+    def __init__(self, parts: Sequence[Data]) -> None:
+        self._parts = tuple(parts)
+        lengths = torch.tensor([len(part) for part in self._parts])
+        self._offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        self.tasks = tuple({task.name: task for part in self._parts for task in part.tasks}.values())
+
+    def __len__(self) -> int:
+        return int(self._offsets[-1])
+
+    def batch(self, positions: Tensor, role: str = "train") -> Batch:
+        """The rows at ``positions``, grouped by piece (stable within a piece)."""
+        return concatenate([part.batch(local, role) for part, local in self._touched(positions)])
+
+    def in_order(self, positions: Tensor, batch_size: int, role: str = "train") -> Iterator[Batch]:
+        """The rows at ``positions`` in batches of ``batch_size``."""
+        for piece in positions.split(batch_size):  # type: ignore[no-untyped-call]
+            yield self.batch(piece, role)
+
+    def subset(self, positions: Tensor) -> JoinedData:
+        """The rows at ``positions``."""
+        return JoinedData([part.subset(local) for part, local in self._touched(positions)])
+
+    def _touched(self, positions: Tensor) -> list[tuple[Data, Tensor]]:
+        """The pieces in which ``positions`` lie (the first if there are none), each with its own positions."""
+        which = torch.searchsorted(self._offsets, positions, right=True) - 1
+        numbers = torch.unique(which).tolist() or [0]
+        return [(self._parts[number], positions[which == number] - self._offsets[number]) for number in numbers]
+
+    def parts(self) -> tuple[Data, ...]:
+        """The homogeneous pieces."""
+        return self._parts
+
+
+def join(pieces: Sequence[Data | JoinedData]) -> Data | JoinedData:
+    """All rows of ``pieces``. Pieces that differ in nothing but their rows melt into one, which keeps batches uniform.
+
+    Raises:
+        DataError: there is nothing to join.
+    """
+    parts = [part for piece in pieces for part in piece.parts()]
+    if not parts:
+        raise DataError("there is no data to join: give at least one piece")
+    groups: list[list[Data]] = []
+    alike: dict[object, list[list[Data]]] = {}  # what is cheap to compare first: a stream may have thousands of domains
+    for part in parts:
+        candidates = alike.setdefault((id(part.source), id(part.transform), part.domain, part.tasks), [])
+        home = next((group for group in candidates if _same_targets(group[0], part)), None)
+        if home is None:
+            groups.append([part])
+            candidates.append(groups[-1])
+        else:
+            home.append(part)
+    melted = [group[0] if len(group) == 1 else _melt(group) for group in groups]
+    return melted[0] if len(melted) == 1 else JoinedData(melted)
+
+
+def _same_targets(a: Data, b: Data) -> bool:
+    return a.targets.keys() == b.targets.keys() and all(
+        a.targets[t].column == b.targets[t].column and _same_relabelling(a.targets[t].relabel, b.targets[t].relabel) for t in a.targets
+    )
+
+
+def _same_relabelling(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
+
+
+def _melt(group: list[Data]) -> Data:
+    first = group[0]
+    tasks = {task for part in group for task in part.labelled}
+    labelled = {t: torch.cat([p.labelled[t] if t in p.labelled else torch.ones(len(p), dtype=torch.bool) for p in group]) for t in tasks}
+    indices = torch.cat([part.indices for part in group])
+    return Data(first.source, indices, first.tasks, first.targets, first.transform, first.domain, labelled)

@@ -1,0 +1,46 @@
+"""What arrives at once (`Experience`), and what a run is measured on (`EvaluationSet`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from streamlearn.streams.data import Data, JoinedData
+from streamlearn.streams.task import Task
+
+__all__ = ["EvaluationSet", "Experience"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Experience:
+    """One element of a stream, as training sees it.
+
+    Hidden truth is not in it: what evaluation needs lives in `EvaluationSet`, which training never meets.
+
+    Args:
+        index: its place in the stream, from 0.
+        tasks: the tasks present.
+        data: rows by role, ``{"train": ...}`` at the least, or ``{"target": ...}`` for adaptation at test time.
+        name: for people.
+        classes: for each classification task the class numbers that have rows here, ascending.
+    """
+
+    index: int
+    tasks: tuple[Task, ...]
+    data: Mapping[str, Data | JoinedData]
+    name: str = ""
+    classes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EvaluationSet:
+    """Rows on which the model is measured: the test rows that belong to experience ``index``."""
+
+    index: int
+    data: Data | JoinedData
+    name: str = ""
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks measured."""
+        return self.data.tasks

@@ -1,0 +1,157 @@
+"""Any map-style ``torch.utils.data.Dataset`` as a source."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+
+from streamlearn.errors import DataError
+from streamlearn.streams.data import Columns, Source
+from streamlearn.streams.sources.reading import Pairs, Workers, read_rows
+from streamlearn.streams.sources.tensors import TensorSource
+
+__all__ = ["DatasetSource", "dataset_source", "known_targets"]
+
+_CHUNK = 1024
+
+
+def dataset_source(dataset: Dataset[Any], name: str, *, workers: int = 0) -> Source:
+    """``dataset`` as a source: a `TensorSource` when it is a `TensorDataset` of x and y, else a `DatasetSource`.
+
+    Raises:
+        DataError: as these classes do, and when a `TensorDataset` does not hold exactly x and y.
+    """
+    if not isinstance(dataset, TensorDataset):
+        return DatasetSource(dataset, name, workers=workers)
+    if len(dataset.tensors) != 2:
+        raise DataError(f"the TensorDataset of source {name!r} holds {len(dataset.tensors)} tensors: give two, x and y")
+    return TensorSource(dataset.tensors[0], {"y": dataset.tensors[1]}, name)
+
+
+class DatasetSource:
+    """A map-style data set that gives pairs ``(x, y)``, with one target column ``"y"``.
+
+    Targets are found without decoding inputs where the data set keeps them (``targets``, ``labels``, a `TensorDataset`, a
+    `Subset` or `ConcatDataset` of those); otherwise every row is read once. Random augmentation in the data set is welcome:
+    it draws from torch's global generator, directly or, with workers, through one draw for each batch that seeds the rows.
+
+    Args:
+        dataset: has ``__len__`` and ``__getitem__``; ``x`` is a tensor or array of one shape, ``y`` a number, tensor or array.
+        name: what messages and the record call it; part of the identity of each row.
+        workers: processes that read rows, at least 0; 0 reads in this process.
+
+    Raises:
+        DataError: the data set is empty or not map-style, or a row cannot be read or is no such pair.
+
+    Example:
+        >>> pairs = [(torch.full((2,), float(i)), i % 3) for i in range(6)]
+        >>> source = DatasetSource(pairs, "pairs")
+        >>> source.take(torch.tensor([4, 0])).targets["y"]
+        tensor([1, 0])
+    """
+
+    def __init__(self, dataset: Dataset[Any], name: str, *, workers: int = 0) -> None:
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise DataError(f"the {type(dataset).__name__} of source {name!r} is not map-style: give one with __len__ and __getitem__")
+        if workers < 0:
+            raise DataError(f"source {name!r} has workers={workers}: give 0 or more")
+        self.name = name
+        self.class_names = _class_names(dataset)
+        self._dataset = dataset
+        self._length = len(dataset)
+        if self._length == 0:
+            raise DataError(f"source {name!r} has no rows: give at least one")
+        first = read_rows(dataset, name, [0], None)
+        self._input_shape = tuple(first.x.shape[1:])
+        self._reader = Workers(dataset, name, self._input_shape, workers) if workers else None
+        found = known_targets(dataset)
+        trusted = found is not None and self._agrees(found)
+        self.targets: Mapping[str, Tensor] = {"y": found if trusted and found is not None else self._read_targets()}
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return self._input_shape
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __repr__(self) -> str:
+        return f"DatasetSource({self.name!r}, {len(self)} rows of {self.input_shape} from {type(self._dataset).__name__})"
+
+    def take(self, index: Tensor) -> Columns:
+        """The rows at ``index`` (int64, ``(rows,)``), in that order.
+
+        Raises:
+            DataError: a row cannot be read; names it, and is chained to the data set's own error.
+        """
+        return Columns(self._fetch(index).x, {"y": self.targets["y"].index_select(0, index)})
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the targets, the number of rows and the shape of the inputs.
+
+        Not of the inputs: a data set that augments at random never gives the same ones twice, and reading all of them only
+        to name them would cost an epoch.
+        """
+        column = self.targets["y"]
+        digest = hashlib.sha256(f"{len(self)} {self.input_shape} {column.dtype} {tuple(column.shape)}".encode())
+        digest.update(column.contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def _fetch(self, index: Tensor) -> Pairs:
+        rows = index.tolist()
+        if not rows:
+            return Pairs(torch.empty(0, *self._input_shape), torch.empty(0))
+        return self._reader.read(rows) if self._reader else read_rows(self._dataset, self.name, rows, self._input_shape)
+
+    def _agrees(self, found: Tensor) -> bool:
+        """Whether targets found beside the rows are those *in* the rows; a transform of targets may sit between them."""
+        if len(found) != len(self):
+            return False
+        probe = torch.tensor([0, len(self) // 2, len(self) - 1])
+        return torch.equal(self._fetch(probe).y.to(found.dtype), found[probe])
+
+    def _read_targets(self) -> Tensor:
+        column = torch.cat([self._fetch(rows).y for rows in torch.split(torch.arange(len(self)), _CHUNK)])
+        return column if column.is_floating_point() else column.long()
+
+
+def known_targets(dataset: Any) -> Tensor | None:
+    """The targets that ``dataset`` keeps beside its rows, or ``None`` when they can only be read from the rows.
+
+    Example:
+        >>> inner = TensorDataset(torch.zeros(4, 2), torch.tensor([5, 6, 7, 8]))
+        >>> known_targets(Subset(inner, [3, 0]))
+        tensor([8, 5])
+    """
+    if isinstance(dataset, Subset):
+        inner = known_targets(dataset.dataset)
+        return None if inner is None else inner[torch.as_tensor(dataset.indices)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [known_targets(part) for part in dataset.datasets]
+        return torch.cat([part for part in parts if part is not None]) if all(part is not None for part in parts) else None
+    if isinstance(dataset, TensorDataset):
+        return _integers(dataset.tensors[-1])
+    if getattr(dataset, "target_transform", None) is not None:
+        return None
+    return next((found for key in ("targets", "labels") if (found := _integers(getattr(dataset, key, None))) is not None), None)
+
+
+def _integers(values: Any) -> Tensor | None:
+    try:
+        column = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return column.long() if column.dim() == 1 and not column.is_floating_point() else None
+
+
+def _class_names(dataset: Any) -> tuple[str, ...]:
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    names = getattr(dataset, "classes", ())
+    return tuple(map(str, names)) if isinstance(names, (list, tuple)) else ()

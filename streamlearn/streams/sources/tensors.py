@@ -1,0 +1,164 @@
+"""A source in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from streamlearn.errors import DataError
+from streamlearn.streams.data import Columns
+
+__all__ = ["TensorSource"]
+
+_CHUNK = 4096
+_INDEX_TYPES = (torch.int32, torch.int64)
+"""Integers that a model reads as they are: numbers of tokens. Smaller ones are measurements (pixels) and become floats."""
+
+
+class TensorSource:
+    """Rows in memory; a batch is one vectorised gather.
+
+    Integer inputs stay integers in memory and become ``float32(x) / divide_by`` in the batch, which with 255 equals
+    torchvision's ``ToTensor`` bit for bit at a quarter of the memory. The tensors given are used as they are, not copied.
+
+    Args:
+        x: inputs on the CPU, ``(rows, ...)``: finite floats, or integers.
+        targets: columns by name, ``(rows, ...)``; integers are kept as int64 and may not be negative.
+        name: what messages and the record call it; part of the identity of each row.
+        divide_by: above 0; for integer ``x`` only. ``None`` leaves int32 and int64 (numbers of tokens) as they are.
+        class_names: what people call the classes; empty when they have no names.
+
+    Raises:
+        DataError: there are no rows or no targets, lengths differ, a float is not finite, a label is negative, or ``x`` has
+            a type that no model can read.
+
+    Example:
+        >>> pixels = torch.tensor([[0, 51], [102, 255]], dtype=torch.uint8)
+        >>> source = TensorSource(pixels, {"y": torch.tensor([3, 7])}, "tiny", divide_by=255)
+        >>> source.take(torch.tensor([1, 0])).x
+        tensor([[0.4000, 1.0000],
+                [0.0000, 0.2000]])
+    """
+
+    def __init__(
+        self, x: Tensor, targets: Mapping[str, Tensor], name: str, *, divide_by: float | None = None, class_names: Sequence[str] = ()
+    ) -> None:
+        self.name = name
+        self.class_names = tuple(class_names)
+        self._x = _checked_inputs(x.detach(), name, divide_by)
+        self.targets: Mapping[str, Tensor] = {key: _checked_target(column.detach(), key, x, name) for key, column in targets.items()}
+        if not self.targets:
+            raise DataError(f"source {name!r} has no targets: give at least one column")
+        self._divide_by = divide_by
+        self._fingerprint: str | None = None
+
+    @classmethod
+    def from_arrays(
+        cls, x: ArrayLike | Tensor, y: ArrayLike | Tensor, name: str, *, divide_by: float | None = None, class_names: Sequence[str] = ()
+    ) -> TensorSource:
+        """A source of ``x`` and of one column ``"y"``, from numpy arrays, nested lists or tensors.
+
+        A numpy array of doubles becomes float32 (nobody chose its precision); a tensor of doubles stays one.
+
+        Raises:
+            DataError: as the class does, and when an array holds objects or text.
+
+        Example:
+            >>> TensorSource.from_arrays(np.zeros((3, 2)), [0, 1, 0], "arrays").take(torch.tensor([1])).x.dtype
+            torch.float32
+        """
+        columns = {"y": _as_tensor(y, f"the labels of source {name!r}")}
+        return cls(_as_tensor(x, f"x of source {name!r}"), columns, name, divide_by=divide_by, class_names=class_names)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self._x.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def __repr__(self) -> str:
+        return f"TensorSource({self.name!r}, {len(self)} rows of {self.input_shape}, targets {', '.join(self.targets)})"
+
+    def take(self, index: Tensor) -> Columns:
+        """The rows at ``index`` (int64, ``(rows,)``), in that order."""
+        x = self._x.index_select(0, index)
+        if self._divide_by is not None:
+            x = x.to(torch.float32).div_(self._divide_by)
+        return Columns(x, {name: column.index_select(0, index) for name, column in self.targets.items()})
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything a batch can depend on; computed when first asked for."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256(f"divide_by={self._divide_by}".encode())
+            for name, column in [("x", self._x), *sorted(self.targets.items())]:
+                digest.update(f"{name} {column.dtype} {tuple(column.shape)}".encode())
+                digest.update(column.contiguous().flatten().view(torch.uint8).numpy().data)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+
+def _as_tensor(values: ArrayLike | Tensor, what: str) -> Tensor:
+    if isinstance(values, Tensor):
+        return values
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise DataError(f"{what} do not form an array ({error}): give rows of one shape") from error
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{what} hold {array.dtype} values: give numbers")
+    native = np.dtype(np.float32) if array.dtype.kind == "f" and array.dtype.itemsize == 8 else array.dtype.newbyteorder("=")
+    with np.errstate(over="ignore"):  # an overflow becomes infinity, which is refused with its row
+        array = array.astype(native, copy=False)
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
+def _checked_inputs(x: Tensor, name: str, divide_by: float | None) -> Tensor:
+    if x.dim() == 0 or len(x) == 0:
+        raise DataError(f"source {name!r} has no rows (x has shape {tuple(x.shape)}): give at least one")
+    if x.device.type != "cpu":
+        raise DataError(f"x of source {name!r} lies on {x.device}: keep sources on the CPU, batches are moved to the device")
+    if x.is_complex():
+        raise DataError(f"x of source {name!r} holds {_dtype(x)} values: give real numbers, for example torch.view_as_real(x)")
+    if divide_by is None and not x.is_floating_point() and x.dtype not in _INDEX_TYPES:
+        raise DataError(
+            f"x of source {name!r} holds {_dtype(x)} values: give divide_by (255 for 8-bit images), or convert it with x.float()"
+        )
+    if divide_by is not None and (x.is_floating_point() or not 0 < divide_by < float("inf")):
+        raise DataError(f"source {name!r} has divide_by={divide_by} and {_dtype(x)} x: it is a positive number, for integer x only")
+    if x.is_floating_point():
+        _refuse_not_finite(x, f"x of source {name!r}")
+    return x
+
+
+def _checked_target(column: Tensor, key: str, x: Tensor, name: str) -> Tensor:
+    rows = len(column) if column.dim() else 0
+    if rows != len(x):
+        raise DataError(f"source {name!r} has {len(x)} rows of x but {rows} of {key!r}: give one target for each row")
+    if column.is_floating_point():
+        _refuse_not_finite(column, f"target {key!r} of source {name!r}")
+        return column.cpu()
+    column = column.to("cpu", torch.int64)
+    if bool((column < 0).any()):
+        row = int((column < 0).flatten(1 if column.dim() > 1 else 0).nonzero()[0, 0])
+        raise DataError(f"row {row} of source {name!r} has the negative label {int(column[row].min())} in {key!r}: number classes from 0")
+    return column
+
+
+def _refuse_not_finite(values: Tensor, what: str) -> None:
+    for start in range(0, len(values), _CHUNK):  # in pieces: a mask as large as x would be wasteful
+        finite = values[start : start + _CHUNK].isfinite()
+        if not bool(finite.all()):
+            row = start + int((~finite).reshape(len(finite), -1).any(1).nonzero()[0, 0])
+            kind = "NaN" if bool(values[row].isnan().any()) else "infinity"
+            raise DataError(f"row {row} of {what} holds {kind}: remove or repair such rows")
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")

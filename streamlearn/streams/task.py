@@ -1,0 +1,69 @@
+"""What is to be predicted: the task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch.nn.functional import cross_entropy, mse_loss
+
+from streamlearn.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Kind", "Task"]
+
+Kind = Literal["classification", "regression"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be predicted, and how a prediction is judged.
+
+    Args:
+        name: identity of the task. Heads, rows of the Jacobian and every plugin's state are keyed by it.
+        kind: ``"classification"`` (targets are class numbers in ``[0, size)``, shape ``(rows,)``) or
+            ``"regression"`` (targets are floats of shape ``(rows, size)``).
+        size: number of outputs, at least 1: classes, or regressed values.
+        classes: the names of the classes, for people; empty when they have none.
+
+    Raises:
+        DataError: ``size`` is below 1, or ``classes`` does not hold ``size`` names.
+
+    Example:
+        >>> Task("digit", size=10).metric
+        'accuracy'
+    """
+
+    name: str
+    kind: Kind = "classification"
+    size: int = 1
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise DataError(f"task {self.name!r} has size {self.size}: give at least 1 output")
+        if self.classes and len(self.classes) != self.size:
+            raise DataError(f"task {self.name!r} has size {self.size} but names {len(self.classes)} classes: name all or none")
+
+    @property
+    def metric(self) -> str:
+        """Name of the measure by which this task is judged."""
+        return "accuracy" if self.kind == "classification" else "mean_squared_error"
+
+    def loss(self, outputs: Tensor, target: Tensor, *, mean: bool) -> Tensor:
+        """Loss of ``outputs`` ``(rows, size)`` against ``target``: its mean over the rows, or one value per row.
+
+        Cross-entropy for classification (``target`` may be class numbers or probabilities), squared error for regression.
+        The mean is torch's own fused reduction, so that an engine without plugins equals a plain loop bit for bit.
+        """
+        if self.kind == "classification":
+            return cross_entropy(outputs, target, reduction="mean" if mean else "none")
+        if mean:
+            return mse_loss(outputs, target)
+        return mse_loss(outputs, target, reduction="none").flatten(1).mean(1)
+
+    def describe(self) -> dict[str, Any]:
+        """The task as JSON."""
+        return {"name": self.name, "kind": self.kind, "size": self.size, "classes": list(self.classes)}
