@@ -1,0 +1,132 @@
+"""Sums of squared per-row gradients in closed form, for layers whose per-row gradient factorises.
+
+linear       Σ_i (g_i a_iᵀ)²  = (g²)ᵀ (a²)             bias  Σ_i g_i²
+convolution  the same with a_i unfolded into patches: the row's gradient is Σ_positions g_p a_pᵀ, squared afterwards
+normalisation (evaluation mode)  Σ_i (Σ_positions g x̂)²
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["has_closed_form", "squared_gradients"]
+
+_NORMALISATION = (nn.BatchNorm1d, nn.BatchNorm2d)
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, *_NORMALISATION)
+
+
+def has_closed_form(model: nn.Module, names: frozenset[str]) -> bool:
+    """Whether every wanted parameter belongs to exactly one layer that has a closed form."""
+    owners: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    for path, module in model.named_modules():
+        own = [p for key, p in module.named_parameters(recurse=False) if (f"{path}.{key}" if path else key) in names]
+        if own and (type(module) not in _LAYERS or any(owners[id(p)] > 1 for p in own) or not _factorises(module)):
+            return False
+    return True
+
+
+def _factorises(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        return module.groups == 1 and module.padding_mode == "zeros"
+    return not isinstance(module, _NORMALISATION) or module.running_mean is not None  # without, rows of a batch depend on one another
+
+
+def squared_gradients(
+    forward: Callable[[], Tensor], model: nn.Module, scores: Callable[[Tensor], list[Tensor]], names: frozenset[str]
+) -> dict[str, Tensor] | None:
+    """Σ_rows Σ_scores (∂⟨score, outputs⟩/∂θ)² by name, or ``None`` when the pass does not have the form that this needs: a layer ran
+    more than once, or an in-place operation overwrote what a layer took in or gave out.
+
+    One forward pass, and one backward pass to the layers' outputs for each score; no gradient of a parameter is formed.
+    """
+    seen: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+    versions: list[tuple[Tensor, int]] = []
+    handles = []
+
+    def keep(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            seen.append((path, module, arguments[0].detach(), output))
+            versions.extend([(arguments[0], arguments[0]._version), (output, output._version)])
+
+        return hook
+
+    for path, module in model.named_modules():
+        if any((f"{path}.{key}" if path else key) in names for key, _ in module.named_parameters(recurse=False)):
+            handles.append(module.register_forward_hook(keep(path)))
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)  # so that a graph reaches the layers; no gradient of theirs is kept
+        with torch.enable_grad():
+            outputs = forward()
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        for handle in handles:
+            handle.remove()
+    ran_twice = len({path for path, *_ in seen}) != len(seen)
+    if ran_twice or any(a.shape[0] != outputs.shape[0] for _, _, a, _ in seen) or any(t._version != v for t, v in versions):
+        return None
+    total: dict[str, Tensor] = {}
+    vectors = scores(outputs)
+    for number, vector in enumerate(vectors):
+        gradients = torch.autograd.grad(outputs, [o for *_, o in seen], vector, retain_graph=number + 1 < len(vectors), allow_unused=True)
+        for (path, module, inputs, _), gradient in zip(seen, gradients, strict=True):
+            if gradient is not None:
+                for key, square in _layer(module, inputs, gradient):
+                    name = f"{path}.{key}" if path else key
+                    if name in names:
+                        total[name] = total[name] + square if name in total else square
+    return total
+
+
+def _layer(module: nn.Module, inputs: Tensor, gradient: Tensor) -> list[tuple[str, Tensor]]:
+    """The squared per-row gradients of one layer's parameters, summed over rows."""
+    if isinstance(module, nn.Linear):
+        found = _matrix(inputs, gradient)
+    elif isinstance(module, nn.Conv1d | nn.Conv2d):
+        found = _convolution(module, inputs, gradient)
+    else:
+        found = _normalisation(module, inputs, gradient)
+    return [(key, value) for key, value in found.items() if getattr(module, key) is not None]
+
+
+def _matrix(inputs: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+    if inputs.ndim == 2:
+        squares = gradient.square()
+        return {"weight": squares.T @ inputs.square(), "bias": squares.sum(0)}
+    # (rows, positions, features): a row's gradient is the sum over its positions, and is squared afterwards
+    a, g = inputs.flatten(1, -2), gradient.flatten(1, -2)
+    return {"weight": torch.einsum("bpo,bpi->boi", g, a).square().sum(0), "bias": g.sum(1).square().sum(0)}
+
+
+def _convolution(module: nn.Conv1d | nn.Conv2d, inputs: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+    as_images = isinstance(module, nn.Conv1d)
+    x, kernel, stride, dilation = inputs, module.kernel_size, module.stride, module.dilation
+    padding = module._reversed_padding_repeated_twice
+    x = F.pad(x, padding)
+    if as_images:
+        x, kernel, stride, dilation = x.unsqueeze(2), (1, *kernel), (1, *stride), (1, *dilation)
+    patches = F.unfold(x, kernel, dilation, 0, stride)  # (rows, in * kernel, positions)
+    g = gradient.flatten(2)
+    weight = torch.einsum("bop,bkp->bok", g, patches).square().sum(0).view_as(module.weight)
+    return {"weight": weight, "bias": g.sum(2).square().sum(0)}
+
+
+def _normalisation(module: Any, inputs: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+    mean, variance, epsilon = module.running_mean, module.running_var, module.eps
+    shape = (1, -1, *([1] * (inputs.ndim - 2)))
+    normalised = (inputs - mean.view(shape)) / (variance.view(shape) + epsilon).sqrt()
+    positions = tuple(range(2, inputs.ndim))
+    per_row_weight, per_row_bias = gradient * normalised, gradient
+    if positions:
+        per_row_weight, per_row_bias = per_row_weight.sum(positions), per_row_bias.sum(positions)
+    return {"weight": per_row_weight.square().sum(0), "bias": per_row_bias.square().sum(0)}

@@ -1,0 +1,218 @@
+"""The compiled hook table.
+
+A pluggy call costs about a microsecond even with nobody listening; a training step has a dozen hook sites. So pluggy declares,
+registers and validates, and this module then turns what it knows (``get_hookimpls()``) into one plain function per hook, once
+per run. A hook that nobody implements is ``None`` in the table, and the engine skips it.
+
+Each compiled function binds the arguments an implementation asked for, combines the results as the hook's kind demands, and
+adds the plugin's name, the hook and the place in the run to any exception that passes through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pluggy
+
+from streamlearn.core.hooks import HOOKS, HookSpecs, kind_of
+from streamlearn.core.plugin import Plugin
+from streamlearn.errors import CompositionError, ConfigurationError, nearest
+
+__all__ = ["HookTable", "Implementation", "implementations"]
+
+Where = Callable[[], str]
+
+
+class Implementation(NamedTuple):
+    """One plugin's part in one hook; ``function`` takes exactly ``arguments``."""
+
+    plugin: str
+    function: Callable[..., Any]
+    arguments: tuple[str, ...]
+
+
+def implementations(plugins: Sequence[Plugin]) -> dict[str, list[Implementation]]:
+    """Register ``plugins`` with pluggy and return, for every hook, who implements it in the order of ``plugins``.
+
+    Raises:
+        CompositionError: an unknown hook or argument, or a hook written without ``@hookimpl``; all problems at once.
+    """
+    manager = pluggy.PluginManager("streamlearn")
+    manager.add_hookspecs(HookSpecs)
+    problems = [problem for plugin in plugins for problem in _misspelt(plugin)]
+    for plugin in reversed(plugins):  # pluggy calls the last registered first; registered in reverse, its order is ours
+        try:
+            manager.register(plugin, name=plugin.name)
+        except pluggy.PluginValidationError as error:
+            problems.append(f"{plugin.name}: {' '.join(str(error).split())}")
+    if problems:
+        raise CompositionError(problems)
+    manager.check_pending()
+    table: dict[str, list[Implementation]] = {}
+    for hook in HOOKS:
+        found = getattr(manager.hook, hook).get_hookimpls()
+        table[hook] = [Implementation(impl.plugin_name, impl.function, tuple(impl.argnames)) for impl in reversed(found)]
+    return table
+
+
+def _misspelt(plugin: Plugin) -> list[str]:
+    problems = []
+    for name in dir(type(plugin)):
+        function = getattr(type(plugin), name)
+        marked = hasattr(function, "streamlearn_impl")
+        if marked and name not in HOOKS:
+            guess = nearest(name, HOOKS)
+            problems.append(
+                f"{plugin.name}: there is no hook {name!r}{f'; did you mean {guess!r}?' if guess else ''} ('streamlearn hooks' lists them)"
+            )
+        if not marked and name in HOOKS:
+            problems.append(f"{plugin.name}: {name!r} has the name of a hook but is not marked; put @hookimpl above it")
+    return problems
+
+
+class HookTable:
+    """One attribute per hook: ``None`` when nobody implements it, else a function to call.
+
+    Args:
+        found: who implements what, in resolved order, as `implementations` returns it.
+        where: says where the run is, for the notes on exceptions.
+    """
+
+    __slots__ = HOOKS
+
+    def __init__(self, found: Mapping[str, Sequence[Implementation]], where: Where) -> None:
+        for hook in HOOKS:
+            impls = found.get(hook, ())
+            setattr(self, hook, _compile(hook, list(impls), where) if impls else None)
+
+    def __getattr__(self, name: str) -> Any:  # only reached for names that are no hooks; tells mypy that hooks are Any
+        raise AttributeError(f"there is no hook {name!r}")
+
+
+def _compile(hook: str, impls: list[Implementation], where: Where) -> Callable[..., Any]:
+    arguments = _specification(hook)
+    if hook.startswith("after_"):
+        impls = impls[::-1]
+    calls = [(impl.plugin, _bound(impl, arguments)) for impl in impls]
+    kind = kind_of(hook)
+    if kind == "event":
+        return _event(hook, calls, where)
+    if kind == "additive":
+        return _additive(hook, calls, where)
+    if kind == "pipeline":
+        return _pipeline(hook, calls, where)
+    if kind == "exclusive":
+        return _exclusive(hook, calls, where)
+    return _wrapper(hook, calls, where)
+
+
+def _specification(hook: str) -> tuple[str, ...]:
+    code = getattr(HookSpecs, hook).__code__
+    return tuple(code.co_varnames[1 : code.co_argcount])
+
+
+def _bound(impl: Implementation, arguments: tuple[str, ...]) -> Callable[..., Any]:
+    """``impl.function`` called with the hook's full argument list, whatever subset it asked for."""
+    function = impl.function
+    if impl.arguments == arguments:
+        return function
+    places = tuple(arguments.index(name) for name in impl.arguments)
+    if not places:
+        return lambda *given: function()
+    if len(places) == 1:
+        only = places[0]
+        return lambda *given: function(given[only])
+    return lambda *given: function(*[given[place] for place in places])
+
+
+def _noted(error: Exception, plugin: str, hook: str, where: Where) -> None:
+    note = f"raised by plugin {plugin!r} in hook {hook!r} at {where()}"
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+
+
+def _event(hook: str, calls: list[tuple[str, Callable[..., Any]]], where: Where) -> Callable[..., None]:
+    def event(*given: Any) -> None:
+        plugin = ""
+        try:
+            for plugin, call in calls:  # noqa: B007 - the name is wanted when the call raises
+                call(*given)
+        except Exception as error:
+            _noted(error, plugin, hook, where)
+            raise
+
+    return event
+
+
+def _additive(hook: str, calls: list[tuple[str, Callable[..., Any]]], where: Where) -> Callable[..., dict[str, Any]]:
+    def additive(*given: Any) -> dict[str, Any]:
+        contributions: dict[str, Any] = {}
+        plugin = ""
+        try:
+            for plugin, call in calls:
+                contribution = call(*given)
+                if contribution is None:
+                    continue
+                if isinstance(contribution, Mapping):
+                    for name, value in contribution.items():
+                        contributions[f"{plugin}/{name}"] = value
+                else:
+                    contributions[plugin] = contribution
+        except Exception as error:
+            _noted(error, plugin, hook, where)
+            raise
+        return contributions
+
+    return additive
+
+
+def _pipeline(hook: str, calls: list[tuple[str, Callable[..., Any]]], where: Where) -> Callable[..., Any]:
+    def pipeline(value: Any, *rest: Any) -> Any:
+        plugin = ""
+        try:
+            for plugin, call in calls:
+                value = call(value, *rest)
+                if value is None:
+                    raise ConfigurationError(f"plugin {plugin!r} returned nothing from {hook!r}: return the value, changed or not")
+        except Exception as error:
+            _noted(error, plugin, hook, where)
+            raise
+        return value
+
+    return pipeline
+
+
+def _exclusive(hook: str, calls: list[tuple[str, Callable[..., Any]]], where: Where) -> Callable[..., Any]:
+    ((plugin, call),) = calls
+
+    def exclusive(*given: Any) -> Any:
+        try:
+            return call(*given)
+        except Exception as error:
+            _noted(error, plugin, hook, where)
+            raise
+
+    return exclusive
+
+
+def _wrapper(hook: str, calls: list[tuple[str, Callable[..., Any]]], where: Where) -> Callable[..., Any]:
+    """``wrapper(inner, value, *context)``: each plugin receives the next layer as a function of ``value`` alone."""
+
+    def layer(plugin: str, call: Callable[..., Any], inside: Callable[..., Any], context: tuple[Any, ...]) -> Callable[..., Any]:
+        def wrapped(value: Any) -> Any:
+            try:
+                return call(inside, value, *context)
+            except Exception as error:
+                _noted(error, plugin, hook, where)
+                raise
+
+        return wrapped
+
+    def wrapper(inner: Callable[..., Any], value: Any, *context: Any) -> Any:
+        function = inner
+        for plugin, call in reversed(calls):
+            function = layer(plugin, call, function, context)
+        return function(value)
+
+    return wrapper

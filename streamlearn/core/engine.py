@@ -1,0 +1,312 @@
+"""The engine: it walks a stream, fires hooks, and contains no method."""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy
+import torch
+from torch import nn
+
+from streamlearn.core import registry
+from streamlearn.core.checkpoint import write_checkpoint
+from streamlearn.core.composition import compose
+from streamlearn.core.evaluation import Evaluator
+from streamlearn.core.optimization import Optimization, OptimizerFactory
+from streamlearn.core.plugin import Plugin
+from streamlearn.core.randomness import forked, subseed
+from streamlearn.core.run import Run
+from streamlearn.core.session import Session, check_same, claim_folder, locked, restore
+from streamlearn.core.training import Walk
+from streamlearn.errors import ConfigurationError, RunInterrupted
+from streamlearn.models import Model
+from streamlearn.models.initialization import is_untouched, reinitialize
+from streamlearn.results import Record, Result
+from streamlearn.streams import Stream, rebuild
+
+__all__ = ["Engine", "Options", "Progress"]
+
+Progress = Callable[[str, Run], None]
+"""Called with ``"start"``, ``"step"`` or ``"experience"`` and the run, after each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The engine's own settings; see `Engine`."""
+
+    epochs: int = 1
+    batch_size: int = 32
+    seed: int = 0
+    device: str = "cpu"
+    drop_last: bool = False
+    evaluate: Literal["experience", "end", "never"] = "experience"
+    evaluate_every: int | None = None
+    evaluation_batch_size: int = 1024
+    checkpoint_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "evaluation_batch_size", "evaluate_every", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ConfigurationError(f"Engine: {name} is {value!r}, but it must be a whole number of at least 1")
+        if self.evaluate not in ("experience", "end", "never"):
+            raise ConfigurationError(f"Engine: evaluate is {self.evaluate!r}, but it must be 'experience', 'end' or 'never'")
+
+
+class Engine:
+    """Trains a model on a stream of tasks with any composition of plugins.
+
+    Args:
+        model: a module, trained in place, or a function without arguments that builds one. A module from
+            `streamlearn.models` whose weights nobody has set is drawn anew from ``seed``; any other keeps its weights. A function is
+            called under ``seed``. Each `run` starts from these initial weights.
+        optimizer: a function from parameters to a torch optimiser.
+        plugins: what acts, in the order in which it should act.
+        epochs: passes over the data of each experience, at least 1.
+        batch_size: rows of each experience per batch, at least 1; plugins may add more.
+        seed: of everything random in the run.
+        device: where the model and the batches live, such as ``"cuda"``.
+        drop_last: leave out a last batch that is not full.
+        evaluate: after every ``"experience"`` (and before the first), at the ``"end"``, or ``"never"``.
+        evaluate_every: evaluate also after every so many updates.
+        evaluation_batch_size: rows per pass in evaluations.
+        checkpoint_every: save also after every so many updates; a run with an output folder is always saved at its start and
+            after each experience.
+        progress: told after every step and experience.
+
+    Raises:
+        ConfigurationError: an option has a value that is not allowed.
+        CompositionError: the plugins cannot stand together; every reason is told.
+
+    Example:
+        >>> import torch
+        >>> from streamlearn import Engine, models, streams
+        >>> stream = streams.class_incremental("digits", experiences=5)
+        >>> engine = Engine(models.mlp(stream), lambda p: torch.optim.SGD(p, lr=0.05), seed=1)
+        >>> engine.run(stream).accuracy_matrix.shape
+        (6, 5)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[], nn.Module],
+        optimizer: OptimizerFactory,
+        plugins: Sequence[Plugin] = (),
+        *,
+        epochs: int = 1,
+        batch_size: int = 32,
+        seed: int = 0,
+        device: str = "cpu",
+        drop_last: bool = False,
+        evaluate: Literal["experience", "end", "never"] = "experience",
+        evaluate_every: int | None = None,
+        evaluation_batch_size: int = 1024,
+        checkpoint_every: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.options = Options(
+            epochs, batch_size, seed, str(device), drop_last, evaluate, evaluate_every, evaluation_batch_size, checkpoint_every
+        )
+        if not callable(model) or not callable(optimizer):
+            raise ConfigurationError(
+                "Engine: model must be a torch module or a function that builds one, optimizer a function of the parameters"
+            )
+        for plugin in plugins:
+            if not isinstance(plugin, Plugin):
+                raise ConfigurationError(f"Engine: {plugin!r} is not a plugin: list instances, as in plugins=[EWC(strength=1.0)]")
+        self.composition = compose(plugins)
+        self._model = model
+        self._optimizer = optimizer
+        self._progress = progress
+        self._redraw = isinstance(model, nn.Module) and is_untouched(model)
+        self._pristine = copy.deepcopy(model) if isinstance(model, nn.Module) else None
+        self._plugin_states = [copy.deepcopy(vars(plugin)) for plugin in self.composition.plugins]
+        self._runs = 0
+
+    @property
+    def plugins(self) -> tuple[Plugin, ...]:
+        """The plugins in resolved order."""
+        return self.composition.plugins
+
+    def explain(self) -> str:
+        """What acts in which order, hook by hook, and why."""
+        return self.composition.explain()
+
+    # ------------------------------------------------------------------ running
+
+    def run(self, stream: Stream, output: str | Path | None = None, origin: Mapping[str, Any] | None = None) -> Result:
+        """Train on ``stream`` and measure; the full record comes back as a `Result`.
+
+        Args:
+            stream: what arrives.
+            output: folder in which the run is recorded and saved as it goes, so that it can be resumed.
+            origin: written into the folder for whoever resumes it (the command line does).
+
+        Raises:
+            RunFolderError: the folder holds another run.
+            TrainingError: a plugin or the numbers failed; the run can be resumed.
+            RunInterrupted: the run was asked to stop, and saved itself.
+        """
+        return self._go(stream, None if output is None else Path(output), resume=False, origin=origin)
+
+    def resume(self, folder: str | Path, stream: Stream | None = None) -> Result:
+        """Continue a run that was stopped or killed, from its newest whole checkpoint, to the same end bit for bit.
+
+        Args:
+            folder: what was given as ``output``.
+            stream: the same stream; may be left out when it came from a named builder over a named source.
+
+        Raises:
+            CheckpointError: no checkpoint is usable, or the folder holds a run of another strategy, stream or seed.
+        """
+        import json
+
+        folder = Path(folder)
+        if stream is None and (folder / "run.json").exists():
+            stream = rebuild(json.loads((folder / "run.json").read_text())["stream"]["description"])
+        return self._go(stream, folder, resume=True, origin=None)  # type: ignore[arg-type]
+
+    def _go(self, stream: Stream, folder: Path | None, resume: bool, origin: Mapping[str, Any] | None) -> Result:
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise ConfigurationError(f"{folder} is a file: give a folder for the output")
+        if folder is not None and not resume:
+            folder.mkdir(parents=True, exist_ok=True)
+        self._fresh_plugins()
+        with locked(folder if folder is not None and folder.exists() else None):
+            model = self._fresh_model()
+            run = Run(self.options, self.composition, stream, Record(), Record())
+            optimization = self._attach(run, model)
+            description = self._describe(stream, run, optimization, origin)
+            if folder is not None:
+                if resume:
+                    check_same(folder, description)
+                else:
+                    claim_folder(folder, description)
+                run.record, run.times = Record(folder / "events.jsonl"), Record(folder / "times.jsonl")
+            return self._walk(run, folder, resume, description)
+
+    def _walk(self, run: Run, folder: Path | None, resume: bool, description: Mapping[str, Any]) -> Result:
+        session = Session(run, folder, self.options, self._progress)
+        cursors = restore(run, folder) if resume and folder is not None else None
+        evaluator = Evaluator(run.stream, self.options.evaluation_batch_size)
+        session.walk = Walk(run, evaluator, session.between_steps, cursors)
+        try:
+            with session.interruptible():
+                if not resume and run.hooks.before_run is not None:
+                    run.hooks.before_run(run)
+                session.walk.go()
+        except BaseException as error:
+            run.error = error
+            if folder is not None and not isinstance(error, RunInterrupted):
+                error.add_note(f"what was measured is kept; resume from the last checkpoint with engine.resume({str(folder)!r})")
+            raise
+        finally:
+            run.optimization.clear()
+            if run.hooks.after_run is not None:
+                run.hooks.after_run(run)
+        result = Result(description, run.record, run.times, run.model, lambda path: _save_final(run, path))
+        if folder is not None:
+            result.save(folder)
+        return result
+
+    # ------------------------------------------------------------------ fresh starts
+
+    def _fresh_plugins(self) -> None:
+        """Every run starts with plugins as they were listed, whatever an earlier run left in them."""
+        if self._runs:
+            for plugin, state in zip(self.composition.plugins, self._plugin_states, strict=True):
+                vars(plugin).clear()
+                vars(plugin).update(copy.deepcopy(state))
+
+    def _fresh_model(self) -> Model:
+        with forked(torch.device(self.options.device)):
+            seed = subseed(self.options.seed, "model")
+            if not isinstance(self._model, nn.Module):
+                torch.default_generator.manual_seed(seed)
+                return Model.of(self._model())
+            if self._runs and self._pristine is not None:
+                # in place, because the user holds this very object
+                fresh = copy.deepcopy(self._pristine)
+                for name in ("_parameters", "_buffers", "_modules"):
+                    setattr(self._model, name, getattr(fresh, name))
+            if self._redraw:
+                reinitialize(self._model, seed)
+        return Model.of(self._model)
+
+    def _attach(self, run: Run, model: Model) -> Optimization:
+        self._runs += 1
+        hooks = run.hooks
+        run.model = model
+        if hooks.transform_stream is not None:
+            run.stream = hooks.transform_stream(run.stream, run)
+        with forked(run.device):
+            torch.default_generator.manual_seed(subseed(self.options.seed, "transform_model"))
+            model.grow(run.stream.tasks)
+            if hooks.transform_model is not None:
+                model = hooks.transform_model(model, run)
+        model.to(run.device)
+        optimization = Optimization(self._optimizer, model)
+        run.attach(model, optimization, copy.deepcopy(model))
+        return optimization
+
+    # ------------------------------------------------------------------ description
+
+    def _describe(self, stream: Stream, run: Run, optimization: Optimization, origin: Mapping[str, Any] | None) -> dict[str, Any]:
+        plugins = []
+        for plugin in self.composition.plugins:
+            distribution, version = registry.distribution_of(plugin)
+            plugins.append(
+                {
+                    "name": plugin.info.name,
+                    "instance": plugin.name,
+                    "distribution": distribution,
+                    "version": version,
+                    "config": plugin.config.model_dump(mode="json"),
+                }
+            )
+        shapes = {name: list(p.shape) for name, p in run.model.named_parameters()}
+        main = optimization.main
+        return {
+            "format": 1,
+            "stream": stream.describe(),
+            "strategy": {
+                "plugins": plugins,
+                "epochs": self.options.epochs,
+                "batch_size": self.options.batch_size,
+                "drop_last": self.options.drop_last,
+                "evaluate": self.options.evaluate,
+                "evaluate_every": self.options.evaluate_every,
+                "model": {"parameters": sum(p.numel() for p in run.model.parameters()), "shapes": shapes},
+                "optimizer": None if main is None else {"name": type(main).__name__, "groups": _settings(main)},
+            },
+            "seed": self.options.seed,
+            "device": self.options.device,
+            "versions": {
+                "streamlearn": importlib.metadata.version("streamlearn"),
+                "torch": torch.__version__,
+                "numpy": numpy.__version__,
+                "python": platform.python_version(),
+            },
+            "origin": None if origin is None else dict(origin),
+        }
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    return [
+        {
+            option: value
+            for option, value in group.items()
+            if option != "params" and isinstance(value, int | float | str | bool | tuple | None)
+        }
+        for group in optimizer.param_groups
+    ]
+
+
+def _save_final(run: Run, folder: Path) -> None:
+    write_checkpoint(folder, run.clock.update, {**run.state_dict(), "cursors": None})

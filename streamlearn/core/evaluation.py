@@ -1,0 +1,173 @@
+"""Evaluation: pure. The model's mode, its gradients and the random state are as before, and no weight moves.
+
+Hidden truth lives here. What a plugin meets (`Evaluation`, and the batches of ``provide_predictions``) carries no labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from streamlearn.core.forward import Forward
+from streamlearn.core.importance import evaluating
+from streamlearn.core.randomness import forked
+from streamlearn.errors import TrainingError
+from streamlearn.streams import Batch, Task
+
+if TYPE_CHECKING:
+    from streamlearn.core.run import Run
+    from streamlearn.streams import EvaluationSet, Stream
+
+__all__ = ["Evaluation", "Evaluator"]
+
+
+class Evaluation:
+    """What plugins see of an evaluation.
+
+    Attributes:
+        run: the run.
+        trained: how many experiences have been finished.
+        measurements: the lines of the record made so far in this evaluation.
+    """
+
+    def __init__(self, run: Run, trained: int) -> None:
+        self.run = run
+        self.trained = trained
+        self.measurements: list[dict[str, Any]] = []
+
+    def at(self, parameters: Mapping[str, Tensor], batch: Batch) -> Forward:
+        """The model at other (fast) parameters, for methods that adapt to each batch and forget it again."""
+        own = self.run.model_parameter_names
+        state = {name: value for name, value in {**self.run.parameters(), **parameters}.items() if name in own}
+        buffers = {name: buffer.clone() for name, buffer in self.run.model.named_buffers()}
+        return Forward(self.run.model, batch.x, state | buffers)
+
+
+class Evaluator:
+    """Measures a run on the evaluation sets of a stream.
+
+    Args:
+        stream: whose evaluation sets are used.
+        batch_size: rows per pass; changes no result but the last bits.
+    """
+
+    def __init__(self, stream: Stream, batch_size: int) -> None:
+        self._stream = stream
+        self._batch_size = batch_size
+
+    def measure(self, run: Run, trained: int, within: int | None = None) -> None:
+        """Measure on every evaluation set, one line of the record for each set, task and metric."""
+        hooks = run.hooks
+        evaluation = Evaluation(run, trained)
+        metrics = {} if hooks.collect_metrics is None else hooks.collect_metrics(run)
+        with evaluating(run.model), forked(run.device):
+            if hooks.before_evaluation is not None:
+                hooks.before_evaluation(evaluation)
+            for number in range(len(self._stream)):
+                chosen = self._stream.evaluation(number)
+                with torch.no_grad():
+                    lines = self._measure_set(chosen, evaluation, metrics)
+                for line in lines:
+                    event = {
+                        "event": "evaluation",
+                        "trained": trained,
+                        "update": run.clock.update,
+                        "set": number,
+                        "set_name": chosen.name,
+                        **line,
+                    }
+                    if within is not None:
+                        event["within"] = within
+                    evaluation.measurements.append(event)
+                    run.record.append(event)
+            if hooks.after_evaluation is not None:
+                hooks.after_evaluation(evaluation)
+
+    def _measure_set(self, chosen: EvaluationSet, evaluation: Evaluation, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+        counts = {task.name: _Count(task) for task in chosen.tasks}
+        for metric in metrics.values():
+            metric.reset()
+        for batch in self._batches(chosen, evaluation.run.device):
+            outputs = _predictions(batch, evaluation)
+            for segment in batch.segments:
+                for task in segment.tasks:
+                    if task in batch.targets and counts[task].reason is None:
+                        self._measure_rows(counts[task], outputs, batch, segment.rows, metrics)
+        lines = [count.line() for count in counts.values()]
+        for name, metric in metrics.items():
+            lines.append(
+                {"task": "", "metric": name, "value": float(metric.compute()), "count": len(chosen.data), "loss": None, "reason": None}
+            )
+        return lines
+
+    def _measure_rows(self, count: _Count, outputs: Mapping[str, Tensor], batch: Batch, rows: slice, metrics: Mapping[str, Any]) -> None:
+        name = count.task.name
+        if isinstance(outputs, Forward):
+            if not outputs.serves(name):
+                count.reason = f"the model has no head for task {name!r} yet"
+                return
+            found = outputs.on(name, rows)
+        elif name in outputs:
+            found = outputs[name][rows]
+        else:
+            count.reason = f"the active predictor gives no outputs for task {name!r} yet"
+            return
+        target = batch.targets[name][rows]
+        count.add(found, target)
+        for metric in metrics.values():
+            metric.update(found, target)
+
+    def _batches(self, chosen: EvaluationSet, device: torch.device) -> Iterator[Batch]:
+        for part in chosen.data.parts():
+            for positions in torch.arange(len(part)).split(self._batch_size):  # type: ignore[no-untyped-call]
+                yield part.batch(positions, "evaluation").to(device)
+
+
+def _predictions(batch: Batch, evaluation: Evaluation) -> Mapping[str, Tensor]:
+    provide = evaluation.run.hooks.provide_predictions
+    if provide is None:
+        return Forward(evaluation.run.model, batch.x)
+    unlabelled = Batch(batch.x, {}, {}, batch.segments, batch.index)
+    return provide(unlabelled, evaluation)  # type: ignore[no-any-return]
+
+
+class _Count:
+    """Running sums for one task on one set."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.reason: str | None = None
+        self._rows = 0
+        self._good: Tensor | float = 0.0
+        self._loss: Tensor | float | None = 0.0
+
+    def add(self, outputs: Tensor, target: Tensor) -> None:
+        task = self.task
+        self._rows += len(target)
+        if task.kind == "classification":
+            self._good = self._good + (outputs.argmax(1) == target).sum()
+        else:
+            if outputs.shape != target.shape:
+                raise TrainingError(
+                    f"task {task.name!r}: outputs have shape {tuple(outputs.shape)}, targets {tuple(target.shape)}: make them equal"
+                )
+            self._good = self._good + (outputs - target).square().mean(tuple(range(1, outputs.ndim))).sum()
+        if task.kind == "classification" and outputs.shape[1] < task.size:
+            self._loss = None  # a head that has not grown to these classes yet has no likelihood for them
+        elif self._loss is not None:
+            self._loss = self._loss + task.loss(outputs, target, mean=False).sum()
+
+    def line(self) -> dict[str, Any]:
+        reason = self.reason or (None if self._rows else "the set has no row for this task")
+        defined = reason is None
+        return {
+            "task": self.task.name,
+            "metric": self.task.metric,
+            "value": float(self._good) / self._rows if defined else None,
+            "count": self._rows,
+            "loss": float(self._loss) / self._rows if defined and self._loss is not None else None,
+            "reason": reason,
+        }

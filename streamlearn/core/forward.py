@@ -1,0 +1,199 @@
+"""One forward per model per step: lazy outputs, taps, teachers.
+
+A `Forward` is the pass of one model over one batch at some parameters. Nothing is computed until it is asked for: the encoder
+runs once, when the first output, feature or tap is read, and a head runs when somebody asks for its task.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from streamlearn.errors import ConfigurationError, nearest
+from streamlearn.models import Model
+from streamlearn.streams.batch import EVERY_ROW
+
+__all__ = ["Forward", "Teacher", "make_teacher", "resolve_taps"]
+
+
+class _Call(nn.Module):
+    """Lets ``functional_call`` reach any method of a model."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, method: str, *arguments: Any) -> Any:
+        return getattr(self.model, method)(*arguments)
+
+
+class Forward(Mapping[str, Tensor]):
+    """The outputs of one model on one batch, by task, computed when asked for.
+
+    Args:
+        model: the model.
+        x: inputs ``(rows, ...)``.
+        state: parameters and buffers by name to use in place of the model's own; ``None`` uses the model as it is.
+        taps: ``{name: path of a module}`` whose outputs are kept.
+        begin: called right before the encoder runs; the step seeds dropout here.
+        end: called right after; the step commits buffers here.
+    """
+
+    __slots__ = ("_begin", "_end", "_features", "_model", "_outputs", "_paths", "_state", "_taps", "_x")
+
+    def __init__(
+        self,
+        model: Model,
+        x: Tensor,
+        state: Mapping[str, Tensor] | None = None,
+        taps: Mapping[str, str] | None = None,
+        begin: Callable[[], None] | None = None,
+        end: Callable[[], None] | None = None,
+    ) -> None:
+        self._model = model
+        self._x = x
+        self._state = state
+        self._paths = taps
+        self._begin = begin
+        self._end = end
+        self._features: Tensor | None = None
+        self._taps: dict[str, Tensor] = {}
+        self._outputs: dict[tuple[str, int | None, int | None], Tensor] = {}
+
+    @property
+    def has_run(self) -> bool:
+        """Whether the encoder has run."""
+        return self._features is not None
+
+    @property
+    def features(self) -> Tensor:
+        """What the encoder hands to the heads, ``(rows, ...)``."""
+        if self._features is None:
+            if self._begin is not None:
+                self._begin()
+            if self._paths:
+                with _tapped(self._model, self._paths, self._taps):
+                    self._features = self._run("encode", self._x)
+            else:
+                self._features = self._run("encode", self._x)
+            if self._end is not None:
+                self._end()
+            self._begin = self._end = None  # they belong to the step, which holds this pass: a cycle would outlive it
+        return self._features
+
+    def _run(self, method: str, *arguments: Any) -> Tensor:
+        if self._state is None:
+            return getattr(self._model, method)(*arguments)  # type: ignore[no-any-return]
+        named = {f"model.{name}": tensor for name, tensor in self._state.items()}
+        return functional_call(_Call(self._model), named, (method, *arguments))  # type: ignore[no-any-return]
+
+    def __getitem__(self, task: str) -> Tensor:
+        """The outputs for ``task`` on every row."""
+        return self.on(task, EVERY_ROW)
+
+    def on(self, task: str, rows: slice) -> Tensor:
+        """The outputs for ``task`` on ``rows`` alone: forty heads on forty groups of rows cost one head on all."""
+        key = (task, rows.start, rows.stop)
+        found = self._outputs.get(key)
+        if found is None:
+            everything = self._outputs.get((task, None, None))
+            if everything is not None:
+                found = everything[rows]
+            else:
+                features = self.features
+                found = self._run("decode", features if rows is EVERY_ROW else features[rows], task)
+            self._outputs[key] = found
+        return found
+
+    def tap(self, name: str) -> Tensor:
+        """The output of the tapped module ``name``; ``"features"`` is always there."""
+        features = self.features
+        if name in self._taps:
+            return self._taps[name]
+        if name == "features":
+            return features
+        raise ConfigurationError(f"no tap is called {name!r} (there are: {', '.join(['features', *self._taps])}): name it in collect_taps")
+
+    def serves(self, task: str) -> bool:
+        """Whether the model has outputs for ``task``."""
+        return self._model.heads.has(task)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._model.heads.sizes())
+
+    def __len__(self) -> int:
+        return len(self._model.heads.sizes())
+
+
+class _tapped:  # noqa: N801 - used like a function
+    """Keep the outputs of some modules during one pass; no hook survives it."""
+
+    def __init__(self, model: nn.Module, paths: Mapping[str, str], kept: dict[str, Tensor]) -> None:
+        self._model, self._paths, self._kept = model, paths, kept
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        modules = dict(self._model.named_modules())
+        for name, path in self._paths.items():
+            self._handles.append(modules[path].register_forward_hook(self._keep(name)))
+
+    def _keep(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: Any, output: Tensor) -> None:
+            self._kept[name] = output
+
+        return hook
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def resolve_taps(model: nn.Module, wanted: Mapping[str, str]) -> dict[str, str]:
+    """Check that every tap names a module of the model.
+
+    Raises:
+        ConfigurationError: it does not; the nearest path is offered.
+    """
+    known = [path for path, _ in model.named_modules() if path]
+    for name, path in wanted.items():
+        if path not in known:
+            guess = nearest(path, known)
+            raise ConfigurationError(
+                f"tap {name!r} wants module {path!r}, which the model does not have{f'; did you mean {guess!r}?' if guess else ''}"
+            )
+    return dict(wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A model that is read but not trained. Plugins that ask for equal teachers share one.
+
+    Args:
+        source: ``"copy"`` of the model, or a module given by the user.
+        refresh: when a copy is taken anew: ``"experience"``, at the start of every experience but the first. Until it has been
+            taken, ``step.teacher(name)`` is ``None``.
+    """
+
+    source: Literal["copy"] | nn.Module = "copy"
+    refresh: Literal["experience", "never"] = "experience"
+
+
+def make_teacher(teacher: Teacher, model: Model) -> Model:
+    """A frozen model in evaluation mode, as ``teacher`` says."""
+    source = copy.deepcopy(model) if teacher.source == "copy" else Model.of(teacher.source)
+    for parameter in source.parameters():
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    return source.eval()
+
+
+@torch.no_grad()
+def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fresh copies of named tensors."""
+    return {name: tensor.detach().clone() for name, tensor in state.items()}

@@ -1,0 +1,138 @@
+"""The engine's one importance pass: Σ over rows of squared per-row gradients, divided by the number of rows.
+
+    fisher, exact       F_n = 1/N Σ_i Σ_c p_ic (∂ log p_ic / ∂θ_n)²      the expectation over the model's own prediction
+    fisher, empirical   F_n = 1/N Σ_i (∂ log p_{i, y_i} / ∂θ_n)²         the labels of the data
+
+Gradients are squared row by row, never averaged over a batch first, so the result does not depend on the batch size. For a
+linear layer the gradient of row i is g_i a_iᵀ, hence Σ_i (g_i a_iᵀ)² = (g²)ᵀ (a²): two matrix products instead of N backward
+passes. Convolutions unfold into the same form and normalisation layers are element-wise. ``vmap`` serves what has no closed form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from streamlearn.core.closed_forms import has_closed_form, squared_gradients
+
+if TYPE_CHECKING:
+    from streamlearn.models import Model
+    from streamlearn.streams import Batch
+
+__all__ = ["Labels", "evaluating", "importance"]
+
+Labels = Literal["exact", "empirical"]
+
+
+def importance(
+    model: Model,
+    batches: Iterator[Batch],
+    labels: Labels,
+    names: frozenset[str],
+    regression: frozenset[str] = frozenset(),
+) -> dict[str, Tensor]:
+    """Mean over rows of the squared gradient of the log-likelihood, by parameter name.
+
+    Args:
+        model: evaluated in evaluation mode; its mode, gradients and the random state are left as found.
+        batches: the rows; rows asked on several tasks add the log-likelihoods of those.
+        labels: ``"exact"`` or ``"empirical"``. For regression tasks the likelihood is Gaussian with unit variance; its exact
+            Fisher information does not depend on the targets.
+        names: the parameters wanted. One that no row depends on (the head of an absent task) is left out.
+        regression: the names of the regression tasks.
+
+    Returns:
+        Tensors shaped like the parameters.
+    """
+    total: dict[str, Tensor] = {}
+    rows = 0
+    with evaluating(model):
+        for batch in batches:
+            rows += len(batch)
+            for segment in batch.segments:
+                part = batch.x[segment.rows]
+                for task in segment.tasks:
+                    target = batch.targets[task][segment.rows] if task in batch.targets else None
+                    for name, square in _of_rows(model, part, task, target, labels, task in regression, names).items():
+                        total[name] = total[name] + square if name in total else square
+    return {name: square / rows for name, square in total.items()}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, module by module put back as it was."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _of_rows(
+    model: Model, x: Tensor, task: str, target: Tensor | None, labels: Labels, regression: bool, names: frozenset[str]
+) -> dict[str, Tensor]:
+    """Σ over the rows of ``x``, not yet divided."""
+    score = _scores(target, labels, regression)
+    if has_closed_form(model, names):
+        found = squared_gradients(lambda: model.decode(model.encode(x), task), model, score, names)
+        if found is not None:
+            return found
+    return _by_vmap(model, x, task, score, names)
+
+
+def _scores(target: Tensor | None, labels: Labels, regression: bool) -> Callable[[Tensor], list[Tensor]]:
+    """From outputs ``(rows, size)`` to the vectors whose products with the Jacobian are squared and added up.
+
+    Each is √weight · ∂ log-likelihood / ∂ outputs, ``(rows, size)``.
+    """
+
+    def scores(outputs: Tensor) -> list[Tensor]:
+        outputs = outputs.detach()
+        if regression:
+            if labels == "exact" or target is None:
+                return [
+                    torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)[c].expand_as(outputs)
+                    for c in range(outputs.shape[1])
+                ]
+            return [target.reshape_as(outputs) - outputs]
+        probabilities = outputs.softmax(1)
+        if labels == "empirical" and target is not None:
+            return [F.one_hot(target, outputs.shape[1]).to(outputs) - probabilities]
+        eye = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
+        return [probabilities[:, c : c + 1].sqrt() * (eye[c] - probabilities) for c in range(outputs.shape[1])]
+
+    return scores
+
+
+def _by_vmap(
+    model: Model, x: Tensor, task: str, score: Callable[[Tensor], list[Tensor]], names: frozenset[str], chunk: int = 64
+) -> dict[str, Tensor]:
+    """The same sum through per-row gradients; for models with layers that have no closed form."""
+    from streamlearn.core.forward import _Call
+
+    call = _Call(model)
+    every = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    wanted = {name: p for name, p in every.items() if name.removeprefix("model.") in names}
+    fixed = {name: p for name, p in every.items() if name not in wanted} | {f"model.{n}": b for n, b in model.named_buffers()}
+
+    def one(parameters: Mapping[str, Tensor], row: Tensor, vector: Tensor) -> Tensor:
+        outputs = functional_call(call, {**parameters, **fixed}, ("forward", row.unsqueeze(0), task))
+        score_of_row: Tensor = (outputs.squeeze(0) * vector).sum()
+        return score_of_row
+
+    per_row = vmap(grad(one), in_dims=(None, 0, 0), chunk_size=chunk, randomness="different")
+    with torch.no_grad():
+        vectors = score(model(x, task))
+    total = {name: torch.zeros_like(p) for name, p in wanted.items()}
+    for vector in vectors:
+        for name, gradients in per_row(wanted, x, vector).items():
+            total[name] += gradients.square().sum(0)
+    return {name.removeprefix("model."): value for name, value in total.items() if bool(value.any()) or name.startswith("model.encoder.")}

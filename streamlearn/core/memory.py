@@ -1,0 +1,236 @@
+"""Replay memories: a service of the run, owned once, shared by every plugin that names the same memory.
+
+A memory holds no copies of rows but (source, index), and fetches them from their source when they are drawn. Which rows it
+keeps follows one rule for all policies: every row that is offered gets a random priority, and each group keeps the rows with the
+smallest ones (bottom-k sampling). With one group for all that *is* reservoir sampling (Vitter 1985): a uniform sample without
+replacement of everything offered. With one group for each class, or experience, it is the balanced version, and a group whose
+quota shrinks drops its largest priorities, which leaves a uniform sample again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamlearn.core.randomness import subseed
+from streamlearn.errors import ConfigurationError
+from streamlearn.streams.batch import Batch, concatenate
+from streamlearn.streams.data import Data, JoinedData
+
+__all__ = ["Memories", "Policy", "ReplayMemory", "quotas"]
+
+Policy = Literal["reservoir", "class_balanced", "experience_balanced"]
+
+Part = tuple[int, str, int]
+"""Where rows come from: (experience, role, number of the piece of that data). It finds them again after a restart."""
+
+
+def quotas(available: np.ndarray, capacity: int) -> np.ndarray:
+    """Share ``capacity`` among groups with ``available`` rows each: equally, and what one cannot use goes to the others.
+
+    >>> quotas(np.array([1, 50, 50]), 21).tolist()
+    [1, 10, 10]
+    """
+    given = np.zeros_like(available)
+    while (left := capacity - int(given.sum())) > 0:
+        open_groups = np.flatnonzero(given < available)
+        if not len(open_groups):
+            break
+        each = max(left // len(open_groups), 1)
+        for group in open_groups[:left]:
+            given[group] += min(each, int(available[group] - given[group]), capacity - int(given.sum()))
+    return given
+
+
+class ReplayMemory:
+    """Rows of the past, at most ``capacity`` of them.
+
+    Args:
+        name: under which plugins share it.
+        capacity: rows kept in all, at least 1.
+        policy: ``"reservoir"``, ``"class_balanced"`` or ``"experience_balanced"``.
+        seed: of the run.
+
+    Attributes:
+        offered: rows offered so far.
+        owner: the plugin that offers rows; others that share the memory only draw, so that no row comes in twice.
+
+    Raises:
+        ConfigurationError: the capacity is below 1.
+    """
+
+    _COLUMNS = ("part", "index", "group", "priority")
+
+    def __init__(self, name: str, capacity: int, policy: Policy, seed: int) -> None:
+        if capacity < 1:
+            raise ConfigurationError(f"replay memory {name!r} has capacity {capacity}: give at least 1 row")
+        self.name, self.capacity, self.policy = name, capacity, policy
+        self._seed = subseed(seed, "memory", name)
+        self._parts: list[Part] = []
+        self._pieces: list[Data] = []
+        self._part = np.zeros(0, np.int64)
+        self._index = np.zeros(0, np.int64)
+        self._group = np.zeros(0, np.int64)
+        self._priority = np.zeros(0)
+        self.offered = 0
+        self.owner: str | None = None
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def groups(self) -> dict[int, int]:
+        """Rows kept by group (class or experience; all rows are group 0 in a reservoir)."""
+        names, counts = np.unique(self._group, return_counts=True)
+        return dict(zip(names.tolist(), counts.tolist(), strict=True))
+
+    def offer(self, data: Data | JoinedData, experience: int, role: str, positions: Tensor | None = None) -> None:
+        """Offer rows of ``data``, all of them or those at ``positions``; each row must be offered only once."""
+        start = 0
+        for number, piece in enumerate(data.parts()):
+            here = positions if positions is None else positions[(positions >= start) & (positions < start + len(piece))] - start
+            index = piece.indices if here is None else piece.indices[here]
+            start += len(piece)
+            if len(index):
+                self.insert(piece, (experience, role, number), index)
+
+    def insert(self, piece: Data, part: Part, index: Tensor) -> None:
+        """Offer the rows ``index`` of the source of ``piece``, which is found again as ``part``."""
+        if part not in self._parts:
+            self._parts.append(part)
+            self._pieces.append(piece)
+        fresh = len(index)
+        draw = np.random.Generator(np.random.Philox(key=subseed(self._seed, self.offered)))
+        self.offered += fresh
+        self._part = np.concatenate([self._part, np.full(fresh, self._parts.index(part))])
+        self._index = np.concatenate([self._index, index.numpy()])
+        self._group = np.concatenate([self._group, self._groups_of(piece, part, index)])
+        self._priority = np.concatenate([self._priority, draw.random(fresh)])
+        self._keep(self._survivors())
+
+    def _groups_of(self, piece: Data, part: Part, index: Tensor) -> np.ndarray:
+        if self.policy == "reservoir":
+            return np.zeros(len(index), np.int64)
+        if self.policy == "experience_balanced":
+            return np.full(len(index), part[0])
+        if not piece.targets:
+            raise ConfigurationError(
+                f"memory {self.name!r} is class-balanced, but rows of {piece.source.name!r} have no labels: use 'reservoir'"
+            )
+        # classes of different tasks, or of the same task in different domains, are told apart by the source's own numbers
+        target = next(iter(piece.targets.values()))
+        return piece.source.take(index).targets[target.column].numpy().astype(np.int64)
+
+    def _survivors(self) -> np.ndarray:
+        if len(self._index) <= self.capacity:
+            return np.arange(len(self._index))
+        order = np.lexsort((self._priority, self._group))
+        _, first, counts = np.unique(self._group[order], return_index=True, return_counts=True)
+        allowed = quotas(counts, self.capacity)
+        return np.sort(np.concatenate([order[f : f + a] for f, a in zip(first, allowed, strict=True)]))
+
+    def _keep(self, places: np.ndarray) -> None:
+        for column in self._COLUMNS:
+            setattr(self, f"_{column}", getattr(self, f"_{column}")[places])
+
+    def draw(self, rows: int, seed: int) -> Batch | None:
+        """A uniform draw without replacement of at most ``rows`` rows, role ``"memory"``; ``None`` while empty."""
+        size = len(self._index)
+        if not size:
+            return None
+        random = np.random.Generator(np.random.Philox(key=subseed(self._seed, "draw", seed)))
+        places = np.arange(size) if rows >= size else random.choice(size, rows, replace=False)
+        return self._fetch(places)
+
+    def _fetch(self, places: np.ndarray) -> Batch:
+        parts, index = self._part[places], torch.from_numpy(self._index[places])
+        pieces: list[tuple[Data, Tensor]] = []
+        for number in np.unique(parts):
+            rows = index[torch.from_numpy(np.flatnonzero(parts == number))]
+            same = next((place for place, (piece, _) in enumerate(pieces) if alike(piece, self._pieces[number])), None)
+            if same is None:
+                pieces.append((self._pieces[number], rows))
+            else:
+                pieces[same] = (pieces[same][0], torch.cat([pieces[same][1], rows]))
+        return concatenate([_rows_of(piece, rows) for piece, rows in pieces])
+
+    def all_rows(self) -> Batch | None:
+        """Everything kept, as one batch of role ``"memory"``; ``None`` while empty."""
+        return self._fetch(np.arange(len(self._index))) if len(self._index) else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Priorities, indices and where they come from; no rows."""
+        columns = {column: torch.from_numpy(getattr(self, f"_{column}").copy()) for column in self._COLUMNS}
+        return {"parts": [list(part) for part in self._parts], "offered": self.offered, "owner": self.owner, "columns": columns}
+
+    def load_state_dict(self, state: Mapping[str, Any], piece_at: Callable[[int, str, int], Data]) -> None:
+        """Take back what `state_dict` gave; ``piece_at`` finds the data a `Part` names."""
+        self._parts = [(int(e), str(role), int(n)) for e, role, n in state["parts"]]
+        self._pieces = [piece_at(*part) for part in self._parts]
+        self.offered, self.owner = int(state["offered"]), state["owner"]
+        for column in self._COLUMNS:
+            setattr(self, f"_{column}", state["columns"][column].numpy().copy())
+
+
+def alike(a: Data, b: Data) -> bool:
+    """Whether rows of ``a`` and ``b`` can be fetched by one gather."""
+    return a is b or (
+        a.source is b.source and a.tasks == b.tasks and a.domain == b.domain and a.transform is b.transform and a.targets == b.targets
+    )
+
+
+def _rows_of(piece: Data, index: Tensor) -> Batch:
+    """The rows ``index`` of the source of ``piece`` (not positions within the piece)."""
+    return Data(piece.source, index, piece.tasks, piece.targets, piece.transform, piece.domain).batch(torch.arange(len(index)), "memory")
+
+
+class Memories:
+    """The replay memories of a run, by name."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._memories: dict[str, ReplayMemory] = {}
+        self._drawn: dict[tuple[str, int, str], Batch | None] = {}
+        self._update = -1
+
+    def open(self, name: str, capacity: int, policy: Policy) -> ReplayMemory:
+        """The memory ``name``; made at the first call.
+
+        Raises:
+            ConfigurationError: it exists with another capacity or policy.
+        """
+        memory = self._memories.setdefault(name, ReplayMemory(name, capacity, policy, self._seed))
+        if (memory.capacity, memory.policy) != (capacity, policy):
+            raise ConfigurationError(
+                f"two plugins share the replay memory {name!r} but want capacity {memory.capacity}, {memory.policy} and "
+                f"{capacity}, {policy}: make them agree, or give one of them another memory name"
+            )
+        return memory
+
+    def draw(self, name: str, rows: int, update: int, purpose: str) -> Batch | None:
+        """One draw per step, number of rows and purpose; who asks again gets the same rows."""
+        if name not in self._memories:
+            known = ", ".join(self._memories) or "none"
+            raise ConfigurationError(f"there is no replay memory {name!r} (there are: {known}): list a replay plugin that fills it")
+        if update != self._update:
+            self._drawn, self._update = {}, update
+        key = (name, rows, purpose)
+        if key not in self._drawn:
+            self._drawn[key] = self._memories[name].draw(rows, subseed(update, rows, purpose))
+        return self._drawn[key]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Every memory's state."""
+        return {
+            name: {"capacity": memory.capacity, "policy": memory.policy, "state": memory.state_dict()}
+            for name, memory in self._memories.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], piece_at: Callable[[int, str, int], Data]) -> None:
+        """Take back what `state_dict` gave."""
+        for name, saved in state.items():
+            self.open(name, saved["capacity"], saved["policy"]).load_state_dict(saved["state"], piece_at)
+        self._drawn, self._update = {}, -1

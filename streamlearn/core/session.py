@@ -1,0 +1,197 @@
+"""A run and its folder: starting, saving, stopping, resuming.
+
+folder/
+  run.json            what was run: stream, strategy, seed, versions
+  events.jsonl        every measurement as it was made
+  times.jsonl         how long things took, kept apart because no two runs agree on it
+  checkpoints/        the newest whole checkpoints
+  result.json, figure.svg     when the run has ended
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamlearn.core.checkpoint import latest_checkpoint, read_checkpoint, to_device, write_checkpoint
+from streamlearn.core.run import Run
+from streamlearn.core.training import Walk, enter_experience
+from streamlearn.errors import CheckpointError, RunFolderError, RunInterrupted
+
+if TYPE_CHECKING:
+    from streamlearn.core.engine import Options, Progress
+
+__all__ = ["Session", "check_same", "claim_folder", "locked", "restore"]
+
+_COMPARED = ("stream", "strategy", "seed")
+
+
+class Session:
+    """Decides, between steps, whether to save and whether to stop.
+
+    Args:
+        run: the run.
+        folder: where to save; ``None`` saves nothing.
+        options: of the engine.
+        progress: told what happened.
+    """
+
+    def __init__(self, run: Run, folder: Path | None, options: Options, progress: Progress | None) -> None:
+        self.run, self.folder, self.options, self.progress = run, folder, options, progress
+        self.walk: Walk | None = None
+        self._stop = False
+        self._saved = -1
+
+    def between_steps(self, event: str) -> None:
+        """After every update (``"step"``), experience, and at the start."""
+        if self.folder is not None:
+            every = self.options.checkpoint_every
+            due = event != "step" or (every is not None and self.run.clock.update % every == 0)
+            if due or self._stop:
+                self.save()
+            if self._stop:
+                raise RunInterrupted(self.folder)
+        if self.progress is not None:
+            self.progress(event, self.run)
+
+    def save(self) -> None:
+        """Write a checkpoint of the present place."""
+        if self.folder is not None:
+            state = self.run.state_dict()
+            cursors = self.walk.cursors if self.walk is not None else None
+            state["cursors"] = None if cursors is None else cursors.state_dict()
+            write_checkpoint(self.folder / "checkpoints", self.run.clock.update, state)
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Turn the first SIGINT or SIGTERM into "finish the step, save, stop"; the second ends the process as usual."""
+        if self.folder is None or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous: dict[signal.Signals, Any] = {}
+
+        def handler(number: int, frame: object) -> None:
+            self._stop = True
+            for known, before in previous.items():
+                signal.signal(known, before)
+
+        for wanted in (signal.SIGINT, signal.SIGTERM):
+            previous[wanted] = signal.signal(wanted, handler)
+        try:
+            yield
+        finally:
+            for wanted, before in previous.items():
+                signal.signal(wanted, before)
+
+
+@contextlib.contextmanager
+def locked(folder: Path | None) -> Iterator[None]:
+    """Keep a second process out of ``folder``."""
+    if folder is None:
+        yield
+        return
+    with (folder / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunFolderError(f"another process is running in {folder}: wait for it, or choose another folder") from None
+        yield
+
+
+def claim_folder(folder: Path, description: Mapping[str, Any]) -> None:
+    """Make ``folder`` the home of a new run.
+
+    Raises:
+        RunFolderError: it holds another run, or cannot be written.
+    """
+    if (folder / "run.json").exists():
+        raise RunFolderError(
+            f"{folder} already holds a run: resume it ('streamlearn run --resume {folder}' or engine.resume({str(folder)!r})), "
+            "or choose another folder"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "run.json").write_text(json.dumps(description, indent=1))
+    except OSError as error:
+        raise RunFolderError(
+            f"the run cannot be written to {folder}, {error.strerror or error}: choose a folder that can be written"
+        ) from error
+
+
+def check_same(folder: Path, description: Mapping[str, Any]) -> None:
+    """Refuse to resume a run of another strategy, stream or seed; warn when versions differ.
+
+    Raises:
+        RunFolderError: the folder holds no run, or a damaged one.
+        CheckpointError: it holds another run; the first difference is named.
+    """
+    try:
+        saved = json.loads((folder / "run.json").read_text())
+    except FileNotFoundError:
+        raise RunFolderError(f"{folder} holds no run: there is no run.json in it; give the folder that was passed as output") from None
+    except ValueError as error:
+        raise RunFolderError(f"{folder / 'run.json'} is damaged ({error}): the run cannot be resumed") from error
+    fresh = json.loads(json.dumps(description))
+    for key in _COMPARED:
+        difference = _first_difference(saved.get(key), fresh.get(key), key)
+        if difference is not None:
+            raise CheckpointError(
+                f"{folder} holds another run: {difference}; resume it with the strategy, stream and seed it was started with"
+            )
+    difference = _first_difference(saved.get("versions"), fresh.get("versions"), "versions")
+    if difference is not None:
+        warnings.warn(
+            f"resuming {folder} under other versions: {difference}; results may differ in the last bits", RuntimeWarning, stacklevel=3
+        )
+
+
+def _first_difference(saved: Any, fresh: Any, path: str) -> str | None:
+    if isinstance(saved, dict) and isinstance(fresh, dict):
+        for key in sorted({*saved, *fresh}):
+            found = _first_difference(saved.get(key), fresh.get(key), f"{path}.{key}")
+            if found is not None:
+                return found
+        return None
+    if isinstance(saved, list) and isinstance(fresh, list) and len(saved) == len(fresh):
+        found_in = (_first_difference(a, b, f"{path}[{n}]") for n, (a, b) in enumerate(zip(saved, fresh, strict=True)))
+        return next((found for found in found_in if found is not None), None)
+    return None if saved == fresh else f"{path} was {saved!r} and is {fresh!r} now"
+
+
+def restore(run: Run, folder: Path) -> dict[str, Any] | None:
+    """Bring ``run`` to the place of the newest whole checkpoint; returns the task cursors saved there.
+
+    ``run`` must have its model, freshly built, and nothing trained.
+
+    Raises:
+        CheckpointError: there is no whole checkpoint.
+    """
+    path, refused = latest_checkpoint(folder / "checkpoints")
+    for reason in refused:
+        warnings.warn(f"a damaged checkpoint was passed over: {reason}; resuming from {path.name}", RuntimeWarning, stacklevel=3)
+    state = to_device(read_checkpoint(path), run.device)
+    for name, value in state["clock"].items():
+        setattr(run.clock, name, value)
+    run.model.restore_structure(state["model"]["structure"])
+    run.model.to(run.device)
+    run.optimization.refresh()
+    run.notice_growth()
+    for number in range(run.clock.experience):
+        for task in run.stream[number].tasks:
+            run.tasks[task.name] = task
+    if run.clock.inside:
+        enter_experience(run, run.stream[run.clock.experience])
+    elif run.clock.experience:
+        enter_experience(run, run.stream[run.clock.experience - 1])
+        run.experience = None
+    run.load_state_dict(state)
+    run.record.truncate(state["record"])
+    run.times.truncate(state["times"])
+    return state["cursors"]  # type: ignore[no-any-return]

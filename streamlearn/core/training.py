@@ -1,0 +1,244 @@
+"""The walk over a stream: experiences, phases, epochs, batches. Every place in it is a place from which a run can be resumed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from streamlearn.core.evaluation import Evaluator
+from streamlearn.core.forward import resolve_taps
+from streamlearn.core.meter import Meter
+from streamlearn.core.phases import ALL, Phase, select_names
+from streamlearn.core.randomness import forked, subseed
+from streamlearn.core.sampling import TaskCursors, batches_per_epoch, shuffled
+from streamlearn.core.step import Step, train_step
+from streamlearn.errors import ConfigurationError
+from streamlearn.streams import Batch, Experience
+
+if TYPE_CHECKING:
+    from streamlearn.core.run import Run
+
+__all__ = ["Walk", "enter_experience"]
+
+
+class Walk:
+    """Trains a run over its stream.
+
+    Args:
+        run: the run, fresh or restored to some place.
+        evaluator: measures it.
+        between_steps: called after every update and at every boundary; saves, reports progress, and stops the run by raising.
+        cursors: the task cursors of the epoch in progress, when a task scheduler was active at the place of a resume.
+    """
+
+    def __init__(
+        self, run: Run, evaluator: Evaluator, between_steps: Callable[[str], None], cursors: dict[str, object] | None = None
+    ) -> None:
+        self.run = run
+        self.evaluator = evaluator
+        self.between_steps = between_steps
+        self.cursors: TaskCursors | None = None
+        self._restored_cursors = cursors
+
+    def go(self) -> None:
+        """Train until the stream ends."""
+        run, clock = self.run, self.run.clock
+        with forked(run.device):
+            if not clock.started:
+                if run.options.evaluate != "never":
+                    self._evaluate()
+                clock.started = True
+                self.between_steps("start")
+            while clock.experience < len(run.stream):
+                self._experience(run.stream[clock.experience])
+                self.between_steps("experience")
+
+    def _evaluate(self, within: int | None = None) -> None:
+        started = time.perf_counter()
+        self.evaluator.measure(self.run, self.run.clock.experience, within)
+        self._timed("evaluation", started)
+
+    def _timed(self, what: str, started: float) -> None:
+        self.run.times.append({"event": "time", "what": what, "index": self.run.clock.experience, "seconds": time.perf_counter() - started})
+
+    # ------------------------------------------------------------------ experience
+
+    def _experience(self, experience: Experience) -> None:
+        run, clock, hooks = self.run, self.run.clock, self.run.hooks
+        started = time.perf_counter()
+        if not clock.inside:
+            if clock.experience:
+                run.refresh_teachers()
+            enter_experience(run, experience)
+            if hooks.before_experience is not None:
+                hooks.before_experience(experience, run)
+            clock.inside, clock.entered, clock.phase, clock.epoch, clock.batch = True, clock.update, 0, 0, 0
+        phases = self._phases(experience)
+        for number in range(clock.phase, len(phases)):
+            clock.phase = number
+            self._phase(phases[number])
+            clock.epoch = 0
+        if hooks.after_experience is not None:
+            hooks.after_experience(experience, run)
+        for task, classes in experience.classes.items():
+            run.classes_seen[task] = tuple(sorted({*run.classes_seen.get(task, ()), *classes}))
+        run.record.append(
+            {
+                "event": "experience",
+                "index": clock.experience,
+                "name": experience.name,
+                "rows": sum(len(data) for data in experience.data.values()),
+                "updates": clock.update - clock.entered,
+                "tasks": [task.name for task in experience.tasks],
+                "classes": {task: list(classes) for task, classes in experience.classes.items()},
+            }
+        )
+        self._timed("experience", started)
+        clock.experience += 1
+        clock.inside, clock.phase, clock.epoch, clock.batch = False, 0, 0, 0
+        run.experience = run.phase = None
+        last = clock.experience == len(run.stream)
+        if run.options.evaluate == "experience" or (run.options.evaluate == "end" and last):
+            self._evaluate()
+
+    def _phases(self, experience: Experience) -> tuple[Phase, ...]:
+        run = self.run
+        role = "train" if "train" in experience.data else next(iter(experience.data))
+        phases: tuple[Phase, ...] = (Phase("main", experience.data[role], run.options.epochs, role=role),)
+        if run.hooks.transform_phases is not None:
+            phases = tuple(run.hooks.transform_phases(phases, experience, run))
+        return phases
+
+    # ------------------------------------------------------------------ phase and epoch
+
+    def _phase(self, phase: Phase) -> None:
+        run, clock, hooks = self.run, self.run.clock, self.run.hooks
+        run.phase, clock.epochs = phase, phase.epochs
+        table, frozen = run.hooks, _freeze(run, phase.trainable)
+        run.frozen_by_phase = frozenset(id(p) for p in frozen)
+        if phase.only is not None:
+            unknown = sorted(phase.only - {plugin.name for plugin in run.plugins})
+            if unknown:
+                raise ConfigurationError(f"phase {phase.name!r} is only for {', '.join(unknown)}, which the strategy does not list")
+            run.hooks = run.restricted_hooks(phase.only)
+        names = frozenset(run.optimization.trainable_names())
+        run.optimization.begin_phase(phase.optimizer, names)
+        self._restore_phase_optimizer()
+        try:
+            self.cursors = self._make_cursors(phase)
+            for epoch in range(clock.epoch, phase.epochs):
+                clock.epoch = epoch
+                if clock.batch == 0 and hooks.before_epoch is not None:
+                    hooks.before_epoch(run)
+                self._epoch(phase)
+                if hooks.after_epoch is not None:
+                    hooks.after_epoch(run)
+                self._record_epoch(phase)
+                clock.batch = 0
+        finally:
+            run.hooks = table
+            run.optimization.end_phase()
+            run.frozen_by_phase = frozenset()
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+
+    def _restore_phase_optimizer(self) -> None:
+        if self.run.pending_optimization is not None:
+            self.run.optimization.load_state_dict(self.run.pending_optimization)
+            self.run.pending_optimization = None
+
+    def _make_cursors(self, phase: Phase) -> TaskCursors | None:
+        run = self.run
+        if run.hooks.provide_task_probabilities is None:
+            return None
+        size = phase.batch_size or run.options.batch_size
+        cursors = TaskCursors(phase.data, size, run.seed, run.clock.experience, run.clock.phase)
+        if self._restored_cursors is not None:
+            cursors.load_state_dict(self._restored_cursors)
+            self._restored_cursors = None
+        return cursors
+
+    def _record_epoch(self, phase: Phase) -> None:
+        run, clock = self.run, self.run.clock
+        line = {"event": "epoch", "experience": clock.experience, "phase": phase.name, "epoch": clock.epoch, "updates": run.meter.updates}
+        run.record.append({**line, **run.meter.means()})
+        run.meter = Meter()
+
+    def _epoch(self, phase: Phase) -> None:
+        run, clock = self.run, self.run.clock
+        run.model.train()
+        run.trains = not run.optimization.is_empty
+        every = run.options.evaluate_every
+        for batch in self._batches(phase):
+            for patterns in phase.updates:
+                if patterns is ALL:
+                    train_step(run, batch)
+                else:
+                    self._partial_step(patterns, batch)
+                clock.update += 1
+            clock.batch += 1
+            if every is not None and clock.update % every == 0:
+                self._evaluate(within=clock.experience)
+            self.between_steps("step")
+
+    def _partial_step(self, patterns: tuple[str, ...], batch: Batch) -> None:
+        run = self.run
+        frozen = _freeze(run, patterns)
+        run.trains = not run.optimization.is_empty
+        train_step(run, batch)
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        run.trains = not run.optimization.is_empty
+
+    def _batches(self, phase: Phase) -> Iterator[Batch]:
+        run, clock = self.run, self.run.clock
+        options, data, role = run.options, phase.data, phase.role
+        size = phase.batch_size or options.batch_size
+        on_cpu = run.device.type == "cpu"
+        if self.cursors is None:
+            place = (clock.experience, clock.phase, clock.epoch)
+            order = shuffled(len(data), size, options.drop_last, clock.batch, run.seed, *place)
+            for batch in data.in_order(order, size, role) if len(order) else ():
+                yield batch if on_cpu else batch.to(run.device)
+        else:
+            for _ in range(clock.batch, batches_per_epoch(len(data), size, options.drop_last)):
+                probabilities = run.hooks.provide_task_probabilities(Step(run, None))
+                yield data.batch(self.cursors.next(probabilities, clock.update), role).to(run.device)
+
+
+def enter_experience(run: Run, experience: Experience) -> None:
+    """Heads grow, helper modules and teachers are asked for, taps are resolved: all that must be done again by a resume."""
+    hooks, clock = run.hooks, run.clock
+    run.experience = experience
+    for task in experience.tasks:
+        run.tasks[task.name] = task
+    with forked(run.device):
+        torch.default_generator.manual_seed(subseed(run.seed, "growth", clock.experience))
+        if run.model.grow(experience.tasks):
+            run.model.to(run.device)
+            run.optimization.refresh()
+            run.notice_growth()
+        if hooks.collect_modules is not None:
+            for name, trainable in hooks.collect_modules(run).items():
+                if name not in run.modules:
+                    trainable.module.to(run.device)
+                    run.optimization.add(name, trainable)
+                    run.modules[name] = trainable.module
+    if hooks.collect_teachers is not None:
+        run.want_teachers(hooks.collect_teachers(run))
+    if hooks.collect_taps is not None:
+        run.taps = resolve_taps(run.model, hooks.collect_taps(run))
+
+
+def _freeze(run: Run, patterns: tuple[str, ...] | None) -> list[torch.nn.Parameter]:
+    """Freeze every parameter that ``patterns`` do not select; returns those that were frozen by this."""
+    if patterns is None or patterns == ALL:
+        return []
+    chosen = select_names(run.parameters(), patterns)
+    frozen = [p for name, p in run.optimization.trainable().items() if name not in chosen]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    return frozen
