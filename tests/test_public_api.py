@@ -1,0 +1,77 @@
+"""The names that users may rely on. A change here is a change for them: say so in CHANGELOG.md."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+PUBLIC = {
+    "streamlearn": [
+        "HOOK_API_VERSION",
+        "Engine",
+        "Plugin",
+        "PluginConfig",
+        "PluginInfo",
+        "Result",
+        "Tunable",
+        "errors",
+        "hookimpl",
+        "models",
+        "plugins",
+        "results",
+        "streams",
+    ],
+    "streamlearn.models": ["Heads", "Model", "SharedOutput", "mlp"],
+    "streamlearn.plugins": ["EWC", "Joint", "LwF", "MultiHead", "Replay"],
+    "streamlearn.results": ["METRICS", "Measure", "Record", "Result", "compare_figure", "compare_table", "compute", "to_svg"],
+    "streamlearn.streams": [
+        "Batch",
+        "Data",
+        "DatasetSource",
+        "EvaluationSet",
+        "Experience",
+        "Segment",
+        "Source",
+        "Stream",
+        "Task",
+        "TensorSource",
+        "Transform",
+        "build",
+        "builders",
+        "class_incremental",
+        "data_incremental",
+        "domain_incremental",
+        "rebuild",
+        "task_incremental",
+    ],
+}
+
+
+def order(name: str) -> tuple[bool, bool, str]:
+    """CONSTANTS, then Classes, then the rest, each by the alphabet."""
+    return (not name.isupper(), not name[0].isupper(), name)
+
+
+@pytest.mark.parametrize("package", sorted(PUBLIC))
+def test_the_public_names_are_the_frozen_ones(package: str) -> None:
+    assert importlib.import_module(package).__all__ == PUBLIC[package]
+
+
+@pytest.mark.parametrize("package", sorted(PUBLIC))
+def test_the_public_names_are_sorted_and_listed_once(package: str) -> None:
+    names = importlib.import_module(package).__all__
+    assert names == sorted(set(names), key=order)
+
+
+@pytest.mark.parametrize(("package", "name"), [(package, name) for package in sorted(PUBLIC) for name in PUBLIC[package]])
+def test_each_public_name_resolves_and_is_offered_for_completion(package: str, name: str) -> None:
+    module = importlib.import_module(package)
+    assert getattr(module, name) is not None
+    assert name in dir(module)
+
+
+@pytest.mark.parametrize("package", sorted(PUBLIC))
+def test_an_unknown_name_is_an_attribute_error(package: str) -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        getattr(importlib.import_module(package), "no_such_name")  # noqa: B009 (a name that mypy must not look for)
