@@ -1,0 +1,198 @@
+"""The result of a run: its record, and everything that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamlearn.errors import ConfigurationError
+from streamlearn.results import matrix as reading
+from streamlearn.results.compute import as_json, compute
+from streamlearn.results.figure import matrix_figure, to_svg
+from streamlearn.results.files import disk_errors, encode, plain, write_atomically
+from streamlearn.results.folder import FORMAT, claim, problem_of, read_description, title_of
+from streamlearn.results.measure import Matrix, Measure
+from streamlearn.results.record import Record
+from streamlearn.results.table import fit, matrix_table, metrics_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Result"]
+
+
+class Result:
+    """What was run, what was measured, and what follows from it. Nothing is stored twice: all is read from the record.
+
+    Args:
+        description: what was run, as JSON: ``format``, ``stream``, ``strategy``, ``seed``, ``versions``.
+        record: what was measured.
+        times: how long it took; kept apart, because it differs between equal runs.
+        model: the trained model; ``None`` when the result was loaded.
+        save_checkpoint: writes the trained state into a folder.
+
+    Raises:
+        ConfigurationError: ``description`` lacks its format, the stream's name, or its number of experiences.
+
+    Example:
+        >>> record = Record()
+        >>> for trained, accuracy in enumerate((0.5, 0.9)):
+        ...     record.append({"event": "evaluation", "trained": trained, "set": 0, "task": "t", "metric": "accuracy", "value": accuracy})
+        >>> record.append({"event": "experience", "index": 0, "name": "all digits"})
+        >>> result = Result({"format": 1, "stream": {"name": "digits", "experiences": 1}}, record)
+        >>> result.accuracy_matrix.tolist()
+        [[0.5], [0.9]]
+        >>> float(result.metrics["average_accuracy"])
+        0.9
+    """
+
+    def __init__(
+        self,
+        description: Mapping[str, Any],
+        record: Record,
+        times: Record | None = None,
+        model: object | None = None,
+        save_checkpoint: Callable[[Path], None] | None = None,
+    ) -> None:
+        self.description: dict[str, Any] = plain(description)
+        problem = problem_of(self.description)
+        if problem:
+            raise ConfigurationError(f"the description of the run {problem}")
+        self.record = record
+        self._times = Record() if times is None else times
+        self.model = model
+        self._save_checkpoint = save_checkpoint
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """Everything that was measured, in order; see `streamlearn.results.record`."""
+        return self.record.events
+
+    @property
+    def times(self) -> list[dict[str, Any]]:
+        """Seconds by activity, in order."""
+        return self._times.events
+
+    @property
+    def experiences(self) -> int:
+        """Number of experiences in the stream, trained or not."""
+        return int(self.description["stream"]["experiences"])
+
+    @property
+    def experience_names(self) -> tuple[str, ...]:
+        """Name of each experience, empty where the record has none."""
+        return reading.set_names(self.events, self.experiences)
+
+    @property
+    def stream_name(self) -> str:
+        """Name of the stream."""
+        return str(self.description["stream"]["name"])
+
+    @property
+    def main_metric(self) -> str:
+        """``"accuracy"`` when any was measured; otherwise what was."""
+        return reading.main_metric(self.events)
+
+    @property
+    def accuracy_matrix(self) -> Matrix:
+        """``R[i, j]``: accuracy in [0, 1] on evaluation set ``j`` after ``i`` experiences, shape ``(experiences + 1, experiences)``.
+
+        Row 0 is before any training; a set with several classification tasks has their mean; NaN is undefined or not measured.
+        """
+        return self.matrix(metric="accuracy")
+
+    def matrix(self, task: str | None = None, metric: str | None = None) -> Matrix:
+        """The matrix of one ``metric``, of one ``task`` or the mean over the tasks that have it; laid out as `accuracy_matrix`.
+
+        Args:
+            task: all when ``None``.
+            metric: ``None`` for accuracy, or for what was measured (of ``task``) when that is not accuracy.
+
+        Raises:
+            UnknownNameError: no such task, or no such metric (of ``task``), was evaluated.
+        """
+        return reading.matrix_of(self.events, self.experiences, metric or reading.main_metric(self.events, task), task)
+
+    @property
+    def metrics(self) -> dict[str, Measure]:
+        """Every metric by name, with its definition; undefined ones say why."""
+        metric, trained = self.main_metric, reading.trained_experiences(self.events)
+        new_classes = reading.is_class_incremental(self.events)
+        return compute(self.matrix(metric=metric), metric=metric, trained=trained, class_incremental=new_classes)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every experience was trained and, unless the run never evaluates, every set was evaluated at the end."""
+        measured = reading.final_row_is_measured(self.events, self.experiences)
+        never = (self.description.get("strategy") or {}).get("evaluate") == "never"
+        return reading.trained_experiences(self.events) == self.experiences and (measured or never)
+
+    @property
+    def title(self) -> str:
+        """What was run, in one line."""
+        if self.is_complete:
+            return title_of(self.description)
+        trained = reading.trained_experiences(self.events)
+        last = ", the last evaluation is missing" if trained == self.experiences else ""
+        return f"{title_of(self.description)}, not complete: {trained} of {self.experiences} experiences trained{last}"
+
+    def table(self) -> str:
+        """What was run, the matrix, why entries are undefined, and the metrics: plain text, at most 100 columns wide."""
+        metric = self.main_metric
+        reasons = [f"undefined: {reason}" for reason in reading.undefined_reasons(self.events, metric)]
+        parts = [self.title, matrix_table(self.matrix(metric=metric), self.experience_names, metric), *reasons, metrics_table(self.metrics)]
+        return "\n\n".join(fit(part) for part in parts)
+
+    def figure(self) -> Figure:
+        """A heat map of the matrix and the curve of each experience over time."""
+        metric = self.main_metric
+        return matrix_figure(self.matrix(metric=metric), self.experience_names, title=self.title, quantity=metric)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``result.json``: plain dicts, lists, numbers and ``None`` (for NaN)."""
+        content: dict[str, Any] = {
+            "format": FORMAT,
+            "complete": self.is_complete,
+            **as_json(self.metrics),
+            "accuracy_matrix": self.accuracy_matrix.tolist(),
+            "stream": self.description["stream"],
+            "seed": self.description.get("seed"),
+            "strategy": self.description.get("strategy"),
+        }
+        return dict(plain(content))
+
+    def save(self, path: str | Path) -> None:
+        """Write the run folder ``path``; one that the engine has begun for this run is finished.
+
+        It then holds ``run.json`` (the description), ``events.jsonl``, ``times.jsonl``, ``checkpoints/`` (of a run, not of a
+        loaded result), ``figure.svg`` and, written last, ``result.json``. Each file is whole or not there.
+
+        Raises:
+            RunFolderError: ``path`` holds another run, or cannot be written (a full disk, ...).
+        """
+        path = Path(path)
+        claim(path, self.description)
+        self.record.save(path / "events.jsonl")
+        self._times.save(path / "times.jsonl")
+        if self._save_checkpoint is not None:
+            with disk_errors(path):
+                self._save_checkpoint(path / "checkpoints")
+        write_atomically(path / "figure.svg", to_svg(self.figure()))
+        write_atomically(path / "result.json", encode(self.to_json(), indent=2))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Result:
+        """The result saved in the folder ``path``, complete or not; without the model.
+
+        Raises:
+            RunFolderError: ``path`` is no run folder, is damaged, or was written by a newer streamlearn.
+        """
+        path = Path(path)
+        description = read_description(path)
+        times = path / "times.jsonl"
+        return cls(description, Record.read(path / "events.jsonl"), Record.read(times) if times.exists() else None)
+
+    def __repr__(self) -> str:
+        known = (f"{name} {measure.value:.4f}" for name, measure in self.metrics.items() if measure.value is not None)
+        return f"Result({'; '.join([self.title, *known])})"
