@@ -42,6 +42,8 @@ def pack(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
             string keys; its path is named.
     """
     if isinstance(tree, Tensor):
+        while path in tensors:  # {"a/b": ...} and {"a": {"b": ...}} have the same path
+            path += "'"
         # a clone: safetensors refuses tensors that share memory, and a head may be a view
         tensors[path] = tree.detach().to("cpu", copy=True).contiguous()
         return {_REFERENCE: path}
@@ -130,11 +132,11 @@ def _checked(path: Path) -> None:
     """Raise a `CheckpointError` unless every file of the checkpoint is what its manifest says."""
     try:
         manifest = json.loads((path / "MANIFEST.json").read_text())
-        files = dict(manifest["files"])
+        files = {name: {"bytes": int(seal["bytes"]), "sha256": str(seal["sha256"])} for name, seal in manifest["files"].items()}
         newer = int(manifest["format"]) > FORMAT
     except FileNotFoundError:
         raise CheckpointError(f"{path / 'MANIFEST.json'} is missing: the checkpoint was not finished") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{path / 'MANIFEST.json'} is damaged") from None
     if newer:
         raise CheckpointError(f"{path} has format {manifest['format']}, this streamlearn reads up to {FORMAT}: upgrade streamlearn")

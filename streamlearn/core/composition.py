@@ -89,14 +89,12 @@ def compose(plugins: Sequence[Plugin]) -> Composition:
     problems = [*_duplicates(plugins), *_versions(plugins), *_requirements(plugins), *_conflicts(plugins)]
     order, reasons, cycle = _sorted(plugins)
     problems += cycle
+    problems += _exclusive(plugins)
+    table: Mapping[str, list[Implementation]] = {}
     try:
-        table = implementations(order)
+        table = implementations(list({plugin.name: plugin for plugin in order}.values()))  # duplicates are reported above
     except CompositionError as error:
         problems += error.problems
-    except ValueError:
-        table = {hook: [] for hook in HOOKS}  # a duplicate name, which is reported above
-    else:
-        problems += _exclusive(table)
     if problems:
         raise CompositionError(problems)
     return Composition(tuple(order), table, tuple(reasons))
@@ -153,11 +151,12 @@ def _conflicts(plugins: Sequence[Plugin]) -> list[str]:
     return problems
 
 
-def _exclusive(table: Mapping[str, list[Implementation]]) -> list[str]:
+def _exclusive(plugins: Sequence[Plugin]) -> list[str]:
     problems = []
-    for hook, found in table.items():
+    for hook in HOOKS:
+        found = [plugin.name for plugin in plugins if hasattr(getattr(type(plugin), hook, None), "streamlearn_impl")]
         if kind_of(hook) == "exclusive" and len(found) > 1:
-            names = ", ".join(implementation.plugin for implementation in found)
+            names = ", ".join(found)
             problems.append(f"{len(found)} plugins claim {hook!r}, which one alone can answer: {names}; remove all but one")
     return problems
 

@@ -188,7 +188,10 @@ def _exclusive(hook: str, calls: list[tuple[str, Callable[..., Any]]], where: Wh
 
     def exclusive(*given: Any) -> Any:
         try:
-            return call(*given)
+            answer = call(*given)
+            if answer is None:
+                raise ConfigurationError(f"plugin {plugin!r} returned nothing from {hook!r}: return the value")
+            return answer
         except Exception as error:
             _noted(error, plugin, hook, where)
             raise
@@ -202,7 +205,10 @@ def _wrapper(hook: str, calls: list[tuple[str, Callable[..., Any]]], where: Wher
     def layer(plugin: str, call: Callable[..., Any], inside: Callable[..., Any], context: tuple[Any, ...]) -> Callable[..., Any]:
         def wrapped(value: Any) -> Any:
             try:
-                return call(inside, value, *context)
+                answer = call(inside, value, *context)
+                if answer is None and hook == "around_objective":
+                    raise ConfigurationError(f"plugin {plugin!r} returned nothing from {hook!r}: return the objective")
+                return answer
             except Exception as error:
                 _noted(error, plugin, hook, where)
                 raise

@@ -22,12 +22,14 @@ from streamlearn.core.optimization import Optimization, OptimizerFactory
 from streamlearn.core.plugin import Plugin
 from streamlearn.core.randomness import forked, subseed
 from streamlearn.core.run import Run
-from streamlearn.core.session import Session, check_same, claim_folder, locked, restore
+from streamlearn.core.session import Session, check_same, claim_folder, locked, never_saved, restore
 from streamlearn.core.training import Walk
 from streamlearn.errors import ConfigurationError, RunInterrupted
 from streamlearn.models import Model
 from streamlearn.models.initialization import is_untouched, reinitialize
 from streamlearn.results import Record, Result
+from streamlearn.results.files import disk_errors
+from streamlearn.results.folder import read_description
 from streamlearn.streams import Stream, rebuild
 
 __all__ = ["Engine", "Options", "Progress"]
@@ -55,6 +57,8 @@ class Options:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigurationError(f"Engine: {name} is {value!r}, but it must be a whole number of at least 1")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ConfigurationError(f"Engine: seed is {self.seed!r}, but it must be a whole number")
         if self.evaluate not in ("experience", "end", "never"):
             raise ConfigurationError(f"Engine: evaluate is {self.evaluate!r}, but it must be 'experience', 'end' or 'never'")
 
@@ -126,7 +130,6 @@ class Engine:
         self._progress = progress
         self._redraw = isinstance(model, nn.Module) and is_untouched(model)
         self._pristine = copy.deepcopy(model) if isinstance(model, nn.Module) else None
-        self._plugin_states = [copy.deepcopy(vars(plugin)) for plugin in self.composition.plugins]
         self._runs = 0
 
     @property
@@ -165,18 +168,17 @@ class Engine:
         Raises:
             CheckpointError: no checkpoint is usable, or the folder holds a run of another strategy, stream or seed.
         """
-        import json
-
         folder = Path(folder)
-        if stream is None and (folder / "run.json").exists():
-            stream = rebuild(json.loads((folder / "run.json").read_text())["stream"]["description"])
-        return self._go(stream, folder, resume=True, origin=None)  # type: ignore[arg-type]
+        if stream is None:
+            stream = rebuild(read_description(folder)["stream"]["description"])
+        return self._go(stream, folder, resume=True, origin=None)
 
     def _go(self, stream: Stream, folder: Path | None, resume: bool, origin: Mapping[str, Any] | None) -> Result:
         if folder is not None and folder.exists() and not folder.is_dir():
             raise ConfigurationError(f"{folder} is a file: give a folder for the output")
         if folder is not None and not resume:
-            folder.mkdir(parents=True, exist_ok=True)
+            with disk_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
         self._fresh_plugins()
         with locked(folder if folder is not None and folder.exists() else None):
             model = self._fresh_model()
@@ -193,12 +195,13 @@ class Engine:
 
     def _walk(self, run: Run, folder: Path | None, resume: bool, description: Mapping[str, Any]) -> Result:
         session = Session(run, folder, self.options, self._progress)
-        cursors = restore(run, folder) if resume and folder is not None else None
+        begun = resume and folder is not None and not never_saved(run, folder)
+        cursors = restore(run, folder) if begun and folder is not None else None
         evaluator = Evaluator(run.stream, self.options.evaluation_batch_size)
         session.walk = Walk(run, evaluator, session.between_steps, cursors)
         try:
             with session.interruptible():
-                if not resume and run.hooks.before_run is not None:
+                if not begun and run.hooks.before_run is not None:
                     run.hooks.before_run(run)
                 session.walk.go()
         except BaseException as error:
@@ -218,11 +221,15 @@ class Engine:
     # ------------------------------------------------------------------ fresh starts
 
     def _fresh_plugins(self) -> None:
-        """Every run starts with plugins as they were listed, whatever an earlier run left in them."""
-        if self._runs:
-            for plugin, state in zip(self.composition.plugins, self._plugin_states, strict=True):
+        """Every run starts with plugins as they were listed, whatever an earlier run, also of another engine, left in them."""
+        for plugin in self.composition.plugins:
+            state = vars(plugin).pop("_as_listed", None)
+            if state is None:
+                state = copy.deepcopy(vars(plugin))
+            else:
                 vars(plugin).clear()
                 vars(plugin).update(copy.deepcopy(state))
+            vars(plugin)["_as_listed"] = state
 
     def _fresh_model(self) -> Model:
         with forked(torch.device(self.options.device)):

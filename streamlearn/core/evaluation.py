@@ -5,7 +5,7 @@ Hidden truth lives here. What a plugin meets (`Evaluation`, and the batches of `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from streamlearn.streams import EvaluationSet, Stream
 
 __all__ = ["Evaluation", "Evaluator"]
+
+
+_KEPT_BYTES = 64 * 2**20
+"""How much of the evaluation sets is kept ready for the next evaluation instead of being gathered and converted again."""
 
 
 class Evaluation:
@@ -57,6 +61,8 @@ class Evaluator:
     def __init__(self, stream: Stream, batch_size: int) -> None:
         self._stream = stream
         self._batch_size = batch_size
+        self._kept: dict[int, list[Batch]] = {}
+        self._room = _KEPT_BYTES
 
     def measure(self, run: Run, trained: int, within: int | None = None) -> None:
         """Measure on every evaluation set, one line of the record for each set, task and metric."""
@@ -69,7 +75,7 @@ class Evaluator:
             for number in range(len(self._stream)):
                 chosen = self._stream.evaluation(number)
                 with torch.no_grad():
-                    lines = self._measure_set(chosen, evaluation, metrics)
+                    lines = self._measure_set(number, chosen, evaluation, metrics)
                 for line in lines:
                     event = {
                         "event": "evaluation",
@@ -86,11 +92,11 @@ class Evaluator:
             if hooks.after_evaluation is not None:
                 hooks.after_evaluation(evaluation)
 
-    def _measure_set(self, chosen: EvaluationSet, evaluation: Evaluation, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _measure_set(self, number: int, chosen: EvaluationSet, evaluation: Evaluation, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         counts = {task.name: _Count(task) for task in chosen.tasks}
         for metric in metrics.values():
             metric.reset()
-        for batch in self._batches(chosen, evaluation.run.device):
+        for batch in self._batches(number, chosen, evaluation.run.device):
             outputs = _predictions(batch, evaluation)
             for segment in batch.segments:
                 for task in segment.tasks:
@@ -120,10 +126,20 @@ class Evaluator:
         for metric in metrics.values():
             metric.update(found, target)
 
-    def _batches(self, chosen: EvaluationSet, device: torch.device) -> Iterator[Batch]:
-        for part in chosen.data.parts():
-            for positions in torch.arange(len(part)).split(self._batch_size):  # type: ignore[no-untyped-call]
-                yield part.batch(positions, "evaluation").to(device)
+    def _batches(self, number: int, chosen: EvaluationSet, device: torch.device) -> Iterable[Batch]:
+        """The rows of set ``number``, in batches on ``device``; kept from one evaluation to the next while they are few."""
+        if number in self._kept:
+            return self._kept[number]
+        rows = chosen.data.parts()
+        batches = (batch.to(device) for part in rows for batch in part.in_order(slice(None), self._batch_size, "evaluation"))
+        if not self._room:
+            return batches
+        kept = list(batches)
+        size = sum(tensor.nbytes for batch in kept for tensor in batch.tensors())
+        if size <= self._room:
+            self._room -= size
+            self._kept[number] = kept
+        return kept
 
 
 def _predictions(batch: Batch, evaluation: Evaluation) -> Mapping[str, Tensor]:
@@ -158,7 +174,7 @@ class _Count:
         if task.kind == "classification" and outputs.shape[1] < task.size:
             self._loss = None  # a head that has not grown to these classes yet has no likelihood for them
         elif self._loss is not None:
-            self._loss = self._loss + task.loss(outputs, target, mean=False).sum()
+            self._loss = self._loss + task.loss(outputs, target, mean=True) * len(target)
 
     def line(self) -> dict[str, Any]:
         reason = self.reason or (None if self._rows else "the set has no row for this task")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from streamlearn.core.randomness import seed_forward
 from streamlearn.errors import ConfigurationError, nearest
 from streamlearn.models import Model
 from streamlearn.streams.batch import EVERY_ROW
@@ -41,11 +42,11 @@ class Forward(Mapping[str, Tensor]):
         x: inputs ``(rows, ...)``.
         state: parameters and buffers by name to use in place of the model's own; ``None`` uses the model as it is.
         taps: ``{name: path of a module}`` whose outputs are kept.
-        begin: called right before the encoder runs; the step seeds dropout here.
+        seed: arguments of `seed_forward`, called right before the encoder runs: every view of a step draws the same masks.
         end: called right after; the step commits buffers here.
     """
 
-    __slots__ = ("_begin", "_end", "_features", "_model", "_outputs", "_paths", "_state", "_taps", "_x")
+    __slots__ = ("_direct", "_end", "_features", "_model", "_outputs", "_parts", "_paths", "_seed", "_state", "_taps", "_x")
 
     def __init__(
         self,
@@ -53,18 +54,20 @@ class Forward(Mapping[str, Tensor]):
         x: Tensor,
         state: Mapping[str, Tensor] | None = None,
         taps: Mapping[str, str] | None = None,
-        begin: Callable[[], None] | None = None,
+        seed: tuple[int, int, torch.device] | None = None,
         end: Callable[[], None] | None = None,
     ) -> None:
         self._model = model
         self._x = x
         self._state = state
+        self._direct = state is None
         self._paths = taps
-        self._begin = begin
+        self._seed = seed
         self._end = end
         self._features: Tensor | None = None
         self._taps: dict[str, Tensor] = {}
-        self._outputs: dict[tuple[str, int | None, int | None], Tensor] = {}
+        self._outputs: dict[str, Tensor] = {}
+        self._parts: dict[tuple[str, int, int], Tensor] = {}
 
     @property
     def has_run(self) -> bool:
@@ -75,16 +78,18 @@ class Forward(Mapping[str, Tensor]):
     def features(self) -> Tensor:
         """What the encoder hands to the heads, ``(rows, ...)``."""
         if self._features is None:
-            if self._begin is not None:
-                self._begin()
+            if self._seed is not None:
+                seed_forward(*self._seed)
             if self._paths:
                 with _tapped(self._model, self._paths, self._taps):
                     self._features = self._run("encode", self._x)
+            elif self._direct:
+                self._features = self._model.encode(self._x)
             else:
                 self._features = self._run("encode", self._x)
             if self._end is not None:
                 self._end()
-            self._begin = self._end = None  # they belong to the step, which holds this pass: a cycle would outlive it
+                self._end = None  # it belongs to the step, which holds this pass: a cycle would outlive it
         return self._features
 
     def _run(self, method: str, *arguments: Any) -> Tensor:
@@ -95,20 +100,23 @@ class Forward(Mapping[str, Tensor]):
 
     def __getitem__(self, task: str) -> Tensor:
         """The outputs for ``task`` on every row."""
-        return self.on(task, EVERY_ROW)
+        found = self._outputs.get(task)
+        if found is None:
+            features = self.features
+            found = self._model.decode(features, task) if self._direct else self._run("decode", features, task)
+            self._outputs[task] = found
+        return found
 
     def on(self, task: str, rows: slice) -> Tensor:
         """The outputs for ``task`` on ``rows`` alone: forty heads on forty groups of rows cost one head on all."""
+        if rows == EVERY_ROW:
+            return self[task]
+        if task in self._outputs:
+            return self._outputs[task][rows]
         key = (task, rows.start, rows.stop)
-        found = self._outputs.get(key)
+        found = self._parts.get(key)
         if found is None:
-            everything = self._outputs.get((task, None, None))
-            if everything is not None:
-                found = everything[rows]
-            else:
-                features = self.features
-                found = self._run("decode", features if rows is EVERY_ROW else features[rows], task)
-            self._outputs[key] = found
+            found = self._parts[key] = self._run("decode", self.features[rows], task)
         return found
 
     def tap(self, name: str) -> Tensor:

@@ -94,8 +94,7 @@ def combined_gradients(objective: Objective, weighted: Tensor | None, step: Step
         shared = {name: p for name, p in parameters.items() if name in shared_names}
         own = {name: p for name, p in parameters.items() if name not in shared_names}
         rows = TaskRows(losses, weights, shared)
-        answer = run.hooks.provide_gradient_combination(rows, step)
-        total = rows.combine(answer)
+        total = rows.combine(run.hooks.provide_gradient_combination(rows, step)) if losses and shared else {}
         total |= named_gradients(weighted, own, retain_graph=True)
     for term in objective.terms.values():
         for name, gradient in named_gradients(term, parameters, retain_graph=True).items():

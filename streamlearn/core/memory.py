@@ -19,7 +19,7 @@ from torch import Tensor
 from streamlearn.core.randomness import subseed
 from streamlearn.errors import ConfigurationError
 from streamlearn.streams.batch import Batch, concatenate
-from streamlearn.streams.data import Data, JoinedData
+from streamlearn.streams.data import Data, JoinedData, same_kind
 
 __all__ = ["Memories", "Policy", "ReplayMemory", "quotas"]
 
@@ -71,7 +71,8 @@ class ReplayMemory:
         self.name, self.capacity, self.policy = name, capacity, policy
         self._seed = subseed(seed, "memory", name)
         self._parts: list[Part] = []
-        self._pieces: list[Data] = []
+        self._kinds: list[Data] = []
+        self._kind_of_part: list[int] = []
         self._part = np.zeros(0, np.int64)
         self._index = np.zeros(0, np.int64)
         self._group = np.zeros(0, np.int64)
@@ -100,8 +101,7 @@ class ReplayMemory:
     def insert(self, piece: Data, part: Part, index: Tensor) -> None:
         """Offer the rows ``index`` of the source of ``piece``, which is found again as ``part``."""
         if part not in self._parts:
-            self._parts.append(part)
-            self._pieces.append(piece)
+            self._add_part(part, piece)
         fresh = len(index)
         draw = np.random.Generator(np.random.Philox(key=subseed(self._seed, self.offered)))
         self.offered += fresh
@@ -110,6 +110,14 @@ class ReplayMemory:
         self._group = np.concatenate([self._group, self._groups_of(piece, part, index)])
         self._priority = np.concatenate([self._priority, draw.random(fresh)])
         self._keep(self._survivors())
+
+    def _add_part(self, part: Part, piece: Data) -> None:
+        """Remember where rows come from; parts that differ only in their rows are fetched by one gather."""
+        kind = next((number for number, known in enumerate(self._kinds) if same_kind(known, piece)), len(self._kinds))
+        if kind == len(self._kinds):
+            self._kinds.append(piece)
+        self._parts.append(part)
+        self._kind_of_part.append(kind)
 
     def _groups_of(self, piece: Data, part: Part, index: Tensor) -> np.ndarray:
         if self.policy == "reservoir":
@@ -147,15 +155,10 @@ class ReplayMemory:
 
     def _fetch(self, places: np.ndarray) -> Batch:
         parts, index = self._part[places], torch.from_numpy(self._index[places])
-        pieces: list[tuple[Data, Tensor]] = []
-        for number in np.unique(parts):
-            rows = index[torch.from_numpy(np.flatnonzero(parts == number))]
-            same = next((place for place, (piece, _) in enumerate(pieces) if alike(piece, self._pieces[number])), None)
-            if same is None:
-                pieces.append((self._pieces[number], rows))
-            else:
-                pieces[same] = (pieces[same][0], torch.cat([pieces[same][1], rows]))
-        return concatenate([_rows_of(piece, rows) for piece, rows in pieces])
+        if len(self._kinds) == 1:
+            return self._kinds[0].fetch(index, "memory")
+        kinds = np.array(self._kind_of_part)[parts]
+        return concatenate([self._kinds[k].fetch(index[torch.from_numpy(kinds == k)], "memory") for k in np.unique(kinds)])
 
     def all_rows(self) -> Batch | None:
         """Everything kept, as one batch of role ``"memory"``; ``None`` while empty."""
@@ -168,23 +171,12 @@ class ReplayMemory:
 
     def load_state_dict(self, state: Mapping[str, Any], piece_at: Callable[[int, str, int], Data]) -> None:
         """Take back what `state_dict` gave; ``piece_at`` finds the data a `Part` names."""
-        self._parts = [(int(e), str(role), int(n)) for e, role, n in state["parts"]]
-        self._pieces = [piece_at(*part) for part in self._parts]
+        self._parts, self._kinds, self._kind_of_part = [], [], []
+        for experience, role, number in state["parts"]:
+            self._add_part((int(experience), str(role), int(number)), piece_at(experience, role, number))
         self.offered, self.owner = int(state["offered"]), state["owner"]
         for column in self._COLUMNS:
             setattr(self, f"_{column}", state["columns"][column].numpy().copy())
-
-
-def alike(a: Data, b: Data) -> bool:
-    """Whether rows of ``a`` and ``b`` can be fetched by one gather."""
-    return a is b or (
-        a.source is b.source and a.tasks == b.tasks and a.domain == b.domain and a.transform is b.transform and a.targets == b.targets
-    )
-
-
-def _rows_of(piece: Data, index: Tensor) -> Batch:
-    """The rows ``index`` of the source of ``piece`` (not positions within the piece)."""
-    return Data(piece.source, index, piece.tasks, piece.targets, piece.transform, piece.domain).batch(torch.arange(len(index)), "memory")
 
 
 class Memories:
@@ -202,7 +194,9 @@ class Memories:
         Raises:
             ConfigurationError: it exists with another capacity or policy.
         """
-        memory = self._memories.setdefault(name, ReplayMemory(name, capacity, policy, self._seed))
+        memory = self._memories.get(name)
+        if memory is None:
+            memory = self._memories[name] = ReplayMemory(name, capacity, policy, self._seed)
         if (memory.capacity, memory.policy) != (capacity, policy):
             raise ConfigurationError(
                 f"two plugins share the replay memory {name!r} but want capacity {memory.capacity}, {memory.policy} and "

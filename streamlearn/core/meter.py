@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,16 +36,17 @@ class Meter:
             DivergenceError: the sum s + P is not finite; the message names the losses and terms that are not.
         """
         self.updates += 1
-        if total.device.type != "cpu":
+        if not total.is_cpu:
             self._add_later(objective, step)
             return
         value = total.item()
-        if not math.isfinite(value):
+        if not isfinite(value):
             raise _divergence(objective, value, step)
         for name, loss in objective.losses.items():
             _count(self._losses, name, value if loss is total else loss.item())
-        for name, term in objective.terms.items():
-            _count(self._terms, name, term.item())
+        if objective.terms:
+            for name, term in objective.terms.items():
+                _count(self._terms, name, term.item())
 
     def _add_later(self, objective: Objective, step: Step) -> None:
         for sums, parts in ((self._losses, objective.losses), (self._terms, objective.terms)):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import signal
 import threading
 import warnings
@@ -21,14 +20,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamlearn.core.checkpoint import latest_checkpoint, read_checkpoint, to_device, write_checkpoint
+from streamlearn.core.randomness import forked
 from streamlearn.core.run import Run
 from streamlearn.core.training import Walk, enter_experience
 from streamlearn.errors import CheckpointError, RunFolderError, RunInterrupted
+from streamlearn.results.files import disk_errors, plain
+from streamlearn.results.folder import claim, read_description
 
 if TYPE_CHECKING:
     from streamlearn.core.engine import Options, Progress
 
-__all__ = ["Session", "check_same", "claim_folder", "locked", "restore"]
+__all__ = ["Session", "check_same", "claim_folder", "locked", "never_saved", "restore"]
 
 _COMPARED = ("stream", "strategy", "seed")
 
@@ -66,6 +68,8 @@ class Session:
         if self.folder is not None:
             state = self.run.state_dict()
             cursors = self.walk.cursors if self.walk is not None else None
+            self.run.record.sync()  # a checkpoint says how long the record was: it must not reach the disk first
+            self.run.times.sync()
             state["cursors"] = None if cursors is None else cursors.state_dict()
             write_checkpoint(self.folder / "checkpoints", self.run.clock.update, state)
 
@@ -116,13 +120,9 @@ def claim_folder(folder: Path, description: Mapping[str, Any]) -> None:
             f"{folder} already holds a run: resume it ('streamlearn run --resume {folder}' or engine.resume({str(folder)!r})), "
             "or choose another folder"
         )
-    try:
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "run.json").write_text(json.dumps(description, indent=1))
-    except OSError as error:
-        raise RunFolderError(
-            f"the run cannot be written to {folder}, {error.strerror or error}: choose a folder that can be written"
-        ) from error
+        claim(folder, description)
 
 
 def check_same(folder: Path, description: Mapping[str, Any]) -> None:
@@ -132,13 +132,7 @@ def check_same(folder: Path, description: Mapping[str, Any]) -> None:
         RunFolderError: the folder holds no run, or a damaged one.
         CheckpointError: it holds another run; the first difference is named.
     """
-    try:
-        saved = json.loads((folder / "run.json").read_text())
-    except FileNotFoundError:
-        raise RunFolderError(f"{folder} holds no run: there is no run.json in it; give the folder that was passed as output") from None
-    except ValueError as error:
-        raise RunFolderError(f"{folder / 'run.json'} is damaged ({error}): the run cannot be resumed") from error
-    fresh = json.loads(json.dumps(description))
+    saved, fresh = read_description(folder), plain(description)
     for key in _COMPARED:
         difference = _first_difference(saved.get(key), fresh.get(key), key)
         if difference is not None:
@@ -165,6 +159,15 @@ def _first_difference(saved: Any, fresh: Any, path: str) -> str | None:
     return None if saved == fresh else f"{path} was {saved!r} and is {fresh!r} now"
 
 
+def never_saved(run: Run, folder: Path) -> bool:
+    """Whether the run was stopped before its first checkpoint, in the measurement before any training: then it starts again."""
+    if any((folder / "checkpoints").glob("step-*")) or any(e["event"] != "evaluation" or e["update"] for e in run.record.events):
+        return False
+    run.record.truncate(0)
+    run.times.truncate(0)
+    return True
+
+
 def restore(run: Run, folder: Path) -> dict[str, Any] | None:
     """Bring ``run`` to the place of the newest whole checkpoint; returns the task cursors saved there.
 
@@ -179,19 +182,23 @@ def restore(run: Run, folder: Path) -> dict[str, Any] | None:
     state = to_device(read_checkpoint(path), run.device)
     for name, value in state["clock"].items():
         setattr(run.clock, name, value)
+    with forked(run.device):
+        _restore(run, state)
+    run.record.truncate(state["record"])
+    run.times.truncate(state["times"])
+    return state["cursors"]  # type: ignore[no-any-return]
+
+
+def _restore(run: Run, state: Mapping[str, Any]) -> None:
     run.model.restore_structure(state["model"]["structure"])
     run.model.to(run.device)
     run.optimization.refresh()
     run.notice_growth()
-    for number in range(run.clock.experience):
-        for task in run.stream[number].tasks:
-            run.tasks[task.name] = task
-    if run.clock.inside:
-        enter_experience(run, run.stream[run.clock.experience])
-    elif run.clock.experience:
-        enter_experience(run, run.stream[run.clock.experience - 1])
+    place = run.clock.experience
+    for number in range(place + run.clock.inside):  # all of them: a plugin may have brought a module in any
+        run.clock.experience = number
+        enter_experience(run, run.stream[number])
+    run.clock.experience = place
+    if not run.clock.inside:
         run.experience = None
     run.load_state_dict(state)
-    run.record.truncate(state["record"])
-    run.times.truncate(state["times"])
-    return state["cursors"]  # type: ignore[no-any-return]

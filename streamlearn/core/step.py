@@ -31,13 +31,13 @@ from torch import Tensor
 
 from streamlearn.core.forward import Forward, copied
 from streamlearn.core.gradients import combined_gradients, named_gradients
-from streamlearn.core.randomness import seed_forward
 from streamlearn.core.supervision import RowLosses, Supervision, losses_of_rows, supervise
 from streamlearn.errors import TrainingError
 from streamlearn.streams import Batch
 
 if TYPE_CHECKING:
     from streamlearn.core.run import Run
+    from streamlearn.models import Model
 
 __all__ = ["Objective", "Step", "evaluate", "train_step", "weigh"]
 
@@ -159,10 +159,14 @@ class Step:
         return lambda *arguments: torch.func.functional_call(module, own, arguments)
 
     def _make_forward(self) -> Forward:
-        run, root = self.run, self.root
+        run = self.run
+        seed = (run.forward_seed, self.update, run.device)
+        if not run.has_buffers and self._parameters is None:
+            return Forward(run.model, self.batch.x, None, run.taps, seed)
+        root = self.root
         commits = not root._committed and (self._batch is root._batch or self._parent_rows is not None)
-        if self._parameters is None and (commits or not run.has_buffers):
-            return Forward(run.model, self.batch.x, None, run.taps, self._seed, self._commit if commits else None)
+        if self._parameters is None and commits:
+            return Forward(run.model, self.batch.x, None, run.taps, seed, self._commit)
         # other parameters, or buffers that were committed already: run on copies of the buffers
         buffers = copied(dict(run.model.named_buffers())) if run.has_buffers else {}
         names = run.model_parameter_names
@@ -175,13 +179,10 @@ class Step:
                     for name, buffer in run.model.named_buffers():
                         buffer.copy_(buffers[name])
 
-        return Forward(run.model, self.batch.x, state, run.taps, self._seed, end)
+        return Forward(run.model, self.batch.x, state, run.taps, seed, end)
 
     def _commit(self) -> None:
         self.root._committed = True
-
-    def _seed(self) -> None:
-        seed_forward(self.run.forward_seed, self.update, self.run.device)
 
     # ------------------------------------------------------------------ the objective at this view
 
@@ -198,11 +199,20 @@ class Step:
     def rows(self) -> RowLosses:
         """Losses and shares by row."""
         if self._row_losses is None:
-            provide = self.run.hooks.provide_task_losses
-            records = self.supervision
-            given = None if provide is None or not records else provide(records, self)
-            self._row_losses = losses_of_rows(records, self.run.tasks, self.batch, given) if records else RowLosses({}, {})
+            hooks = self.run.hooks
+            if hooks.transform_supervision is None and hooks.provide_task_losses is None and self.batch.is_one_task:
+                # nobody looks at records: the fused mean of the one task, at the price of a plain loop
+                ((task, target),) = self.batch.targets.items()
+                self._row_losses = RowLosses({task: self.run.tasks[task].loss(self.outputs[task], target, mean=True)}, {task: 1.0})
+            else:
+                self._row_losses = self._reduced()
         return self._row_losses
+
+    def _reduced(self) -> RowLosses:
+        provide = self.run.hooks.provide_task_losses
+        records = self.supervision
+        given = None if provide is None or not records else provide(records, self)
+        return losses_of_rows(records, self.run.tasks, self.batch, given) if records else RowLosses({}, {})
 
     @property
     def losses(self) -> Mapping[str, Tensor]:
@@ -248,11 +258,15 @@ class Step:
             return {}
         names = self.run.optimization.trainable_names()
         wanted = {name: self.parameters[name] for name in names if self.parameters[name].requires_grad}
-        return named_gradients(total, wanted)
+        return named_gradients(total, wanted, retain_graph=True)  # the step itself may still go backward through this view
 
 
 class _TeacherForward(Forward):
     """A teacher's pass: no graph, evaluation mode."""
+
+    def __init__(self, model: Model, x: Tensor) -> None:
+        super().__init__(model, x)
+        self._direct = False
 
     def _run(self, method: str, *arguments: Any) -> Tensor:
         with torch.no_grad():

@@ -140,6 +140,7 @@ class Walk:
                 clock.batch = 0
         finally:
             run.hooks = table
+            self.cursors = None  # they belong to this phase; what is saved at the next boundary must not bring them back
             run.optimization.end_phase()
             run.frozen_by_phase = frozenset()
             for parameter in frozen:
@@ -188,9 +189,11 @@ class Walk:
         run = self.run
         frozen = _freeze(run, patterns)
         run.trains = not run.optimization.is_empty
-        train_step(run, batch)
-        for parameter in frozen:
-            parameter.requires_grad_(True)
+        try:
+            train_step(run, batch)
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
         run.trains = not run.optimization.is_empty
 
     def _batches(self, phase: Phase) -> Iterator[Batch]:

@@ -121,6 +121,12 @@ class Record:
             with disk_errors(self.path.parent):
                 os.truncate(self.path, self._end)
 
+    def sync(self) -> None:
+        """Have the operating system put on disk what has been written; a checkpoint that counts on these events comes after."""
+        if self.path is not None and self.path.exists():
+            with disk_errors(self.path.parent), open(self.path, "ab") as file:
+                os.fsync(file.fileno())
+
     def save(self, path: str | Path) -> None:
         """Write the record to ``path``, whole or not at all; when it is already kept there, only cut what a kill has torn.
 

@@ -67,7 +67,7 @@ class Batch:
 
     __slots__ = ("index", "labelled", "segments", "stored", "targets", "x")
 
-    def __init__(  # noqa: PLR0917  (the columns of a batch, in the order of the table in the docstring)
+    def __init__(
         self,
         x: Tensor,
         targets: Mapping[str, Tensor],
@@ -84,7 +84,7 @@ class Batch:
         self.stored: Mapping[str, StoredColumn] = stored if stored is not None else {}
 
     @classmethod
-    def uniform(cls, x: Tensor, task: str, target: Tensor, index: Tensor, role: str = "train", source: str = "") -> Batch:  # noqa: PLR0917
+    def uniform(cls, x: Tensor, task: str, target: Tensor, index: Tensor, role: str = "train", source: str = "") -> Batch:
         """A batch of one role and one task in which every row is labelled."""
         return cls(x, {task: target}, {task: EVERY_ROW}, (Segment(role, 0, len(x), (task,), "", source),), index)
 
@@ -102,7 +102,12 @@ class Batch:
     @property
     def is_uniform(self) -> bool:
         """One role, one task, all rows labelled: nothing has to be masked."""
-        return len(self.segments) == 1 and len(self.targets) == 1 and next(iter(self.labelled.values())) is EVERY_ROW
+        return len(self.segments) == 1 and self.is_one_task
+
+    @property
+    def is_one_task(self) -> bool:
+        """One task, all rows labelled, whatever their roles: its loss is the mean over all rows."""
+        return len(self.targets) == 1 and next(iter(self.labelled.values())) is EVERY_ROW
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -17,7 +17,9 @@ from streamlearn.errors import DataError
 from streamlearn.streams.batch import EVERY_ROW, Batch, Labelled, Segment, concatenate
 from streamlearn.streams.task import Task
 
-__all__ = ["Columns", "Data", "JoinedData", "Source", "Target", "Transform", "join"]
+__all__ = ["Columns", "Data", "JoinedData", "Source", "Target", "Transform", "join", "same_kind"]
+
+_ALL = slice(None)
 
 Transform = Callable[[Tensor], Tensor]
 """A change of inputs that looks at a whole batch ``(rows, ...)`` and draws nothing."""
@@ -99,22 +101,26 @@ class Data:
         """The rows at ``positions`` (int64, relative to this data) as a batch of one role."""
         return next(self.in_order(positions, max(len(positions), 1), role))
 
-    def in_order(self, positions: Tensor, batch_size: int, role: str = "train") -> Iterator[Batch]:
+    def fetch(self, index: Tensor, role: str = "train") -> Batch:
+        """The rows ``index`` *of the source* (not positions within this data), all labelled, as a batch of one role."""
+        return next(Data(self.source, index, self.tasks, self.targets, self.transform, self.domain).in_order(_ALL, len(index), role))
+
+    def in_order(self, positions: Tensor | slice, batch_size: int, role: str = "train") -> Iterator[Batch]:
         """The rows at ``positions`` in batches of ``batch_size``; what does not change from batch to batch is looked up once."""
         take, transform, partly = self.source.take, self.transform, self.labelled
         wanted = [(task, target.column, target.relabel) for task, target in self.targets.items()]
         labelled: dict[str, Labelled] = dict.fromkeys(self.targets, EVERY_ROW)
         names = tuple(task.name for task in self.tasks)
         segment = Segment(role, 0, batch_size, names, self.domain, self.source.name)
-        pieces = positions.split(batch_size)  # type: ignore[no-untyped-call]
+        pieces = torch.arange(len(self))[positions].split(batch_size) if partly else ()  # type: ignore[no-untyped-call]
         for number, index in enumerate(self.indices[positions].split(batch_size)):  # type: ignore[no-untyped-call]
-            columns = take(index)
-            targets = {task: columns.targets[c] if relabel is None else relabel[columns.targets[c]] for task, c, relabel in wanted}
+            x, columns = take(index)
+            targets = {task: columns[column] if relabel is None else relabel[columns[column]] for task, column, relabel in wanted}
             if partly:
                 labelled = {task: partly[task][pieces[number]] if task in partly else EVERY_ROW for task in self.targets}
             if len(index) != segment.stop:
                 segment = segment._replace(stop=len(index))
-            yield Batch(columns.x if transform is None else transform(columns.x), targets, labelled, (segment,), index)
+            yield Batch(x if transform is None else transform(x), targets, labelled, (segment,), index)
 
     def subset(self, positions: Tensor) -> Data:
         """The rows at ``positions`` of this data; nothing is copied but indices."""
@@ -189,6 +195,16 @@ def join(pieces: Sequence[Data | JoinedData]) -> Data | JoinedData:
             home.append(part)
     melted = [group[0] if len(group) == 1 else _melt(group) for group in groups]
     return melted[0] if len(melted) == 1 else JoinedData(melted)
+
+
+def same_kind(a: Data, b: Data) -> bool:
+    """Whether ``a`` and ``b`` differ in nothing but their rows."""
+    return a.source is b.source and a.transform is b.transform and a.domain == b.domain and a.tasks == b.tasks and _same_targets(a, b)
+
+
+def same_kind(a: Data, b: Data) -> bool:
+    """Whether ``a`` and ``b`` differ in nothing but their rows."""
+    return a.source is b.source and a.transform is b.transform and a.domain == b.domain and a.tasks == b.tasks and _same_targets(a, b)
 
 
 def _same_targets(a: Data, b: Data) -> bool:

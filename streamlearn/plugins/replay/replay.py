@@ -71,7 +71,7 @@ class Replay(Plugin):
     def transform_batch(self, batch: Batch, step: Step) -> Batch:
         """Add a draw from the memory."""
         self._memory(step.run)
-        rows = step.draw(self.config.memory, self.config.batch_size or len(batch))
+        rows = step.draw(self.config.memory, self.config.batch_size or _brought(batch))
         return batch if rows is None else batch.with_rows("memory", rows.to(batch.x.device))
 
     @hookimpl
@@ -91,3 +91,8 @@ class Replay(Plugin):
         if self.config.fill == "experience" and memory.owner in (None, self.name):
             memory.owner = self.name
             memory.offer(run.data(), experience.index, "train")
+
+
+def _brought(batch: Batch) -> int:
+    """Rows of the batch that come from no memory: two replay plugins do not replay each other's rows twice over."""
+    return len(batch) - sum(segment.stop - segment.start for segment in batch.segments if segment.role == "memory")
