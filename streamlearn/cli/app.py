@@ -1,0 +1,63 @@
+"""The commands as typer knows them; what they do is elsewhere."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from streamlearn import __version__
+from streamlearn.cli import catalogue
+from streamlearn.cli.commands import explain, run
+
+__all__ = ["app", "command"]
+
+_SETTINGS: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "rich_markup_mode": None}
+
+app = typer.Typer(**_SETTINGS, context_settings={"help_option_names": ["-h", "--help"]})
+plugins_app = typer.Typer(help="The installed plugins.", **_SETTINGS)
+streams_app = typer.Typer(help="The installed stream builders.", **_SETTINGS)
+
+app.command()(run)
+app.command()(explain)
+app.add_typer(plugins_app, name="plugins")
+app.command("hooks", help="List the hooks that a plugin can implement, and which installed plugins do.")(catalogue.list_hooks)
+app.add_typer(streams_app, name="streams")
+streams_app.command("list", help="List the installed stream builders and their options.")(catalogue.list_streams)
+
+
+@plugins_app.command("list")
+def list_plugins(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
+    """List the installed plugins, without importing any of them."""
+    catalogue.list_plugins(as_json)
+
+
+@plugins_app.command("info")
+def show_plugin(name: Annotated[str, typer.Argument(help="A name that 'streamlearn plugins list' shows.")]) -> None:
+    """Show the options of a plugin, its hooks, its cost and its reference."""
+    catalogue.show_plugin(name)
+
+
+@streams_app.command("show")
+def show_stream(text: Annotated[str, typer.Argument(metavar="NAME[:key=value,...]", help="A builder, and its options.")]) -> None:
+    """Show a stream: its tasks and experiences. Without options: the documentation of its builder."""
+    catalogue.show_stream(text)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"streamlearn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where in the program an error arose; may stand anywhere.")] = False,
+) -> None:
+    """One engine for a stream of tasks; every method is a plugin. Start with: streamlearn run"""
+
+
+def command() -> Any:
+    """The whole program, ready to be invoked."""
+    return typer.main.get_command(app)
