@@ -52,6 +52,8 @@ def pack(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
             raise CheckpointError(
                 f"the state at {path or 'the top'!r} has keys that are not strings: {[k for k in tree if not isinstance(k, str)][:3]}"
             )
+        if tree.keys() == {_REFERENCE}:
+            raise CheckpointError(f"the state at {path or 'the top'!r} has the single key {_REFERENCE!r}, which marks a tensor: rename it")
         return {key: pack(value, tensors, f"{path}/{key}" if path else key) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
         return [pack(value, tensors, f"{path}/{number}") for number, value in enumerate(tree)]

@@ -7,7 +7,7 @@ normalisation (evaluation mode)  Σ_i (Σ_positions g x̂)²
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ def squared_gradients(
     forward: Callable[[], Tensor], model: nn.Module, scores: Callable[[Tensor], list[Tensor]], names: frozenset[str]
 ) -> dict[str, Tensor] | None:
     """Σ_rows Σ_scores (∂⟨score, outputs⟩/∂θ)² by name, or ``None`` when the pass does not have the form that this needs: a layer ran
-    more than once, or an in-place operation overwrote what a layer took in or gave out.
+    more than once, its weight was read outside its call, or an in-place operation overwrote what a layer took in or gave out.
 
     One forward pass, and one backward pass to the layers' outputs for each score; no gradient of a parameter is formed.
     """
@@ -75,17 +75,42 @@ def squared_gradients(
     ran_twice = len({path for path, *_ in seen}) != len(seen)
     if ran_twice or any(a.shape[0] != outputs.shape[0] for _, _, a, _ in seen) or any(t._version != v for t, v in versions):
         return None
+    if _read_elsewhere(outputs, model, names, seen):
+        return None
     total: dict[str, Tensor] = {}
     vectors = scores(outputs)
     for number, vector in enumerate(vectors):
         gradients = torch.autograd.grad(outputs, [o for *_, o in seen], vector, retain_graph=number + 1 < len(vectors), allow_unused=True)
-        for (path, module, inputs, _), gradient in zip(seen, gradients, strict=True):
-            if gradient is not None:
-                for key, square in _layer(module, inputs, gradient):
-                    name = f"{path}.{key}" if path else key
-                    if name in names:
-                        total[name] = total[name] + square if name in total else square
+        for name, square in _squares(seen, gradients):
+            if name in names:
+                total[name] = total[name] + square if name in total else square
     return total
+
+
+def _read_elsewhere(outputs: Tensor, model: nn.Module, names: frozenset[str], seen: list[tuple[str, nn.Module, Tensor, Tensor]]) -> bool:
+    """Whether the outputs depend on a wanted parameter otherwise than through the one call of its layer (tied or used by a function)."""
+    ran = {path for path, *_ in seen}
+    allowed = {id(p): int(name.rpartition(".")[0] in ran) for name, p in model.named_parameters() if name in names}
+    readings: dict[int, int] = {}
+    waiting, met = [outputs.grad_fn], {outputs.grad_fn}
+    while waiting:
+        node = waiting.pop()
+        for following, _ in node.next_functions if node is not None else ():
+            parameter = getattr(following, "variable", None)
+            if parameter is not None:
+                readings[id(parameter)] = readings.get(id(parameter), 0) + 1
+            elif following is not None and following not in met:
+                met.add(following)
+                waiting.append(following)
+    return any(readings.get(key, 0) > times for key, times in allowed.items())
+
+
+def _squares(seen: list[tuple[str, nn.Module, Tensor, Tensor]], gradients: tuple[Tensor | None, ...]) -> Iterator[tuple[str, Tensor]]:
+    """The squares of every layer that the outputs depend on, by parameter name."""
+    for (path, module, inputs, _), gradient in zip(seen, gradients, strict=True):
+        if gradient is not None:
+            for key, square in _layer(module, inputs, gradient):
+                yield f"{path}.{key}" if path else key, square
 
 
 def _layer(module: nn.Module, inputs: Tensor, gradient: Tensor) -> list[tuple[str, Tensor]]:

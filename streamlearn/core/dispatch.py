@@ -71,20 +71,26 @@ def _misspelt(plugin: Plugin) -> list[str]:
     return problems
 
 
+_STEP_HOOKS = HOOKS[HOOKS.index("transform_batch") : HOOKS.index("after_step") + 1]
+
+
 class HookTable:
     """One attribute per hook: ``None`` when nobody implements it, else a function to call.
 
     Args:
         found: who implements what, in resolved order, as `implementations` returns it.
         where: says where the run is, for the notes on exceptions.
+
+    ``step_is_plain`` says that nobody implements any hook of a training step but the choice of tasks.
     """
 
-    __slots__ = HOOKS
+    __slots__ = (*HOOKS, "step_is_plain")
 
     def __init__(self, found: Mapping[str, Sequence[Implementation]], where: Where) -> None:
         for hook in HOOKS:
             impls = found.get(hook, ())
             setattr(self, hook, _compile(hook, list(impls), where) if impls else None)
+        self.step_is_plain = all(getattr(self, hook) is None for hook in _STEP_HOOKS)
 
     def __getattr__(self, name: str) -> Any:  # only reached for names that are no hooks; tells mypy that hooks are Any
         raise AttributeError(f"there is no hook {name!r}")

@@ -16,7 +16,8 @@ from torch import Tensor
 from streamlearn.errors import TrainingError
 
 if TYPE_CHECKING:
-    from streamlearn.core.step import Objective, Step
+    from streamlearn.core.objective import Objective
+    from streamlearn.core.step import Step
 
 __all__ = ["TaskRows", "combined_gradients", "named_gradients"]
 

@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from streamlearn.core.evaluation import Evaluation
     from streamlearn.core.forward import Teacher
     from streamlearn.core.gradients import TaskRows
+    from streamlearn.core.objective import Objective
     from streamlearn.core.optimization import Trainable
     from streamlearn.core.phases import Phase
     from streamlearn.core.run import Run
-    from streamlearn.core.step import Objective, Step
+    from streamlearn.core.step import Step
     from streamlearn.core.supervision import Supervision
     from streamlearn.models import Model
     from streamlearn.streams import Batch, Experience, Stream

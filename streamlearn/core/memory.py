@@ -113,7 +113,10 @@ class ReplayMemory:
 
     def _add_part(self, part: Part, piece: Data) -> None:
         """Remember where rows come from; parts that differ only in their rows are fetched by one gather."""
-        kind = next((number for number, known in enumerate(self._kinds) if same_kind(known, piece)), len(self._kinds))
+        kind = next(
+            (number for number, known in enumerate(self._kinds) if not (known.labelled or piece.labelled) and same_kind(known, piece)),
+            len(self._kinds),
+        )
         if kind == len(self._kinds):
             self._kinds.append(piece)
         self._parts.append(part)
@@ -156,9 +159,9 @@ class ReplayMemory:
     def _fetch(self, places: np.ndarray) -> Batch:
         parts, index = self._part[places], torch.from_numpy(self._index[places])
         if len(self._kinds) == 1:
-            return self._kinds[0].fetch(index, "memory")
+            return _rows_of(self._kinds[0], index)
         kinds = np.array(self._kind_of_part)[parts]
-        return concatenate([self._kinds[k].fetch(index[torch.from_numpy(kinds == k)], "memory") for k in np.unique(kinds)])
+        return concatenate([_rows_of(self._kinds[k], index[torch.from_numpy(kinds == k)]) for k in np.unique(kinds)])
 
     def all_rows(self) -> Batch | None:
         """Everything kept, as one batch of role ``"memory"``; ``None`` while empty."""
@@ -177,6 +180,14 @@ class ReplayMemory:
         self.offered, self.owner = int(state["offered"]), state["owner"]
         for column in self._COLUMNS:
             setattr(self, f"_{column}", state["columns"][column].numpy().copy())
+
+
+def _rows_of(piece: Data, index: Tensor) -> Batch:
+    """The rows ``index`` of the source of ``piece``; a row that came without a label is replayed without one."""
+    if not piece.labelled:
+        return piece.fetch(index, "memory")
+    order = piece.indices.argsort()
+    return piece.batch(order[torch.searchsorted(piece.indices[order], index)], "memory")
 
 
 class Memories:

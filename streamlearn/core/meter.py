@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from streamlearn.core.objective import Objective
 from streamlearn.errors import DivergenceError
 
 if TYPE_CHECKING:
-    from streamlearn.core.step import Objective, Step
+    from streamlearn.core.run import Run
 
 __all__ = ["Meter"]
 
@@ -29,7 +30,18 @@ class Meter:
         self._terms: dict[str, list[Any]] = {}
         self.updates = 0
 
-    def add(self, objective: Objective, total: Tensor, step: Step) -> None:
+    def add_loss(self, row: str, loss: Tensor, run: Run) -> None:
+        """Count the loss of a step that has but one row and no term; see `add`."""
+        if not loss.is_cpu:
+            self.add(Objective({row: loss}), loss, run)
+            return
+        self.updates += 1
+        value = loss.item()
+        if not isfinite(value):
+            raise _divergence(Objective({row: loss}), value, run)
+        _count(self._losses, row, value)
+
+    def add(self, objective: Objective, total: Tensor, run: Run) -> None:
         """Count one objective.
 
         Raises:
@@ -37,25 +49,25 @@ class Meter:
         """
         self.updates += 1
         if not total.is_cpu:
-            self._add_later(objective, step)
+            self._add_later(objective, run)
             return
         value = total.item()
         if not isfinite(value):
-            raise _divergence(objective, value, step)
+            raise _divergence(objective, value, run)
         for name, loss in objective.losses.items():
             _count(self._losses, name, value if loss is total else loss.item())
         if objective.terms:
             for name, term in objective.terms.items():
                 _count(self._terms, name, term.item())
 
-    def _add_later(self, objective: Objective, step: Step) -> None:
+    def _add_later(self, objective: Objective, run: Run) -> None:
         for sums, parts in ((self._losses, objective.losses), (self._terms, objective.terms)):
             for name, part in parts.items():
                 _count(sums, name, part.detach())
         if self.updates % _LOOK_EVERY == 0:
             totals = [total for kept in (self._losses, self._terms) for total, _ in kept.values()]
             if not bool(torch.stack(totals).isfinite().all()):
-                raise _divergence(objective, math.nan, step)
+                raise _divergence(objective, math.nan, run)
 
     def means(self) -> dict[str, dict[str, float]]:
         """Means over the updates in which each name occurred, for the record."""
@@ -87,11 +99,11 @@ def _count(sums: dict[str, list[Any]], name: str, value: Any) -> None:
         kept[1] += 1
 
 
-def _divergence(objective: Objective, value: float, step: Step) -> DivergenceError:
+def _divergence(objective: Objective, value: float, run: Run) -> DivergenceError:
     named = {**{f"loss of row {n!r}": t for n, t in objective.losses.items()}, **{f"term {n!r}": t for n, t in objective.terms.items()}}
     guilty = [f"{name} is {float(part.detach())}" for name, part in named.items() if not math.isfinite(float(part.detach()))]
     told = "; ".join(guilty) if guilty else f"no single loss or term, but their weighted sum is {value}"
     return DivergenceError(
-        f"training diverged at {step.run.clock}: {told}. The update was not made; lower the learning rate, or the strength of that plugin, "
+        f"training diverged at {run.clock}: {told}. The update was not made; lower the learning rate, or the strength of that plugin, "
         "and resume from the last checkpoint"
     )

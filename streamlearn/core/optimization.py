@@ -57,7 +57,7 @@ class Optimization:
             raise ConfigurationError(
                 f"the optimizer could not be built: {error}; give a function of the parameters, as in lambda p: torch.optim.SGD(p, lr=0.1)"
             ) from error
-        if self._main is not None and not isinstance(self._main, torch.optim.Optimizer):
+        if self._named and not isinstance(self._main, torch.optim.Optimizer):
             raise ConfigurationError(f"optimizer= must return a torch optimizer, it returned {type(self._main).__name__}")
         self._phase: tuple[torch.optim.Optimizer, frozenset[str]] | None = None
 

@@ -49,13 +49,15 @@ class Session:
         self.run, self.folder, self.options, self.progress = run, folder, options, progress
         self.walk: Walk | None = None
         self._stop = False
-        self._saved = -1
+        self._seen = 0
 
     def between_steps(self, event: str) -> None:
         """After every update (``"step"``), experience, and at the start."""
         if self.folder is not None:
             every = self.options.checkpoint_every
-            due = event != "step" or (every is not None and self.run.clock.update % every == 0)
+            update, seen = self.run.clock.update, self._seen
+            self._seen = update
+            due = event != "step" or (every is not None and update // every > seen // every)  # a batch may make several updates
             if due or self._stop:
                 self.save()
             if self._stop:

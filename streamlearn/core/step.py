@@ -22,8 +22,7 @@ such as MGDA would return zero for ever; projection after terms.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +30,8 @@ from torch import Tensor
 
 from streamlearn.core.forward import Forward, copied
 from streamlearn.core.gradients import combined_gradients, named_gradients
+from streamlearn.core.objective import Objective
+from streamlearn.core.randomness import seed_forward
 from streamlearn.core.supervision import RowLosses, Supervision, losses_of_rows, supervise
 from streamlearn.errors import TrainingError
 from streamlearn.streams import Batch
@@ -40,32 +41,6 @@ if TYPE_CHECKING:
     from streamlearn.models import Model
 
 __all__ = ["Objective", "Step", "evaluate", "train_step", "weigh"]
-
-
-@dataclass(slots=True)
-class Objective:
-    """What is to be minimised: losses by row, and named terms.
-
-    Attributes:
-        losses: L_k by row name.
-        terms: P_n by term name.
-        shares: share_k by row name, for the default weighting; a row without one counts fully.
-    """
-
-    losses: Mapping[str, Tensor]
-    terms: Mapping[str, Tensor] = field(default_factory=dict)
-    shares: Mapping[str, float | Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def merge(cls, objectives: Sequence[Objective]) -> Objective:
-        """The mean of several objectives, row by row and term by term (over the episodes in which each occurs)."""
-
-        def mean(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-            names = dict.fromkeys(name for part in parts for name in part)
-            found = {name: [part[name] for part in parts if name in part] for name in names}
-            return {name: sum(values[1:], values[0]) / len(values) for name, values in found.items()}
-
-        return cls(mean([o.losses for o in objectives]), mean([o.terms for o in objectives]), mean([o.shares for o in objectives]))
 
 
 class Step:
@@ -166,7 +141,9 @@ class Step:
         root = self.root
         commits = not root._committed and (self._batch is root._batch or self._parent_rows is not None)
         if self._parameters is None and commits:
-            return Forward(run.model, self.batch.x, None, run.taps, seed, self._commit)
+            forward = Forward(run.model, self.batch.x, None, run.taps, seed, self._commit)
+            _ = forward.features  # at once: a view that ran in between would commit, and this pass commit a second time
+            return forward
         # other parameters, or buffers that were committed already: run on copies of the buffers
         buffers = copied(dict(run.model.named_buffers())) if run.has_buffers else {}
         names = run.model_parameter_names
@@ -250,7 +227,7 @@ class Step:
 
     def gradient(self, *, terms: bool = False) -> dict[str, Tensor]:
         """∇s at this view by parameter name, or ∇(s + P) with ``terms=True``; leaves every ``.grad`` alone."""
-        objective = evaluate(self)
+        objective = evaluate(self) if terms else Objective(self.rows.losses, {}, self.rows.shares)
         total = weigh(objective, self)
         if terms:
             total = sum(objective.terms.values(), total if total is not None else torch.zeros(()))
@@ -304,9 +281,27 @@ def weigh(objective: Objective, step: Step) -> Tensor | None:
     return total
 
 
-def train_step(run: Run, batch: Batch) -> Step:
+def _plain_step(run: Run, batch: Batch) -> None:
+    """The same lines with nobody listening and one task: s = L, g = ∇L. At this size of step the objects of the general form show.
+
+    The tests hold it to the general form bit for bit.
+    """
+    seed_forward(run.forward_seed, run.clock.update, run.device)
+    ((task, target),) = batch.targets.items()
+    model = run.model
+    loss = run.tasks[task].loss(model.decode(model.encode(batch.x), task), target, mean=True)
+    if loss.requires_grad:
+        run.meter.add_loss(task, loss, run)
+        loss.backward()  # type: ignore[no-untyped-call]
+        run.optimization.step()
+
+
+def train_step(run: Run, batch: Batch) -> None:
     """One training step on ``batch``: the lines at the head of this module, in their order."""
     hooks = run.hooks
+    if hooks.step_is_plain and run.trains and batch.is_one_task:
+        _plain_step(run, batch)
+        return
     step = Step(run, batch)
     if hooks.transform_batch is not None:
         step._batch = hooks.transform_batch(batch, step)
@@ -321,7 +316,7 @@ def train_step(run: Run, batch: Batch) -> Step:
             total = term if total is None else total + term
 
         if total is not None and total.requires_grad:
-            run.meter.add(objective, total, step)  # stops here if anything is not finite
+            run.meter.add(objective, total, run)  # stops here if anything is not finite
             if hooks.provide_gradient_combination is None:
                 total.backward()  # type: ignore[no-untyped-call]
             else:
@@ -331,7 +326,6 @@ def train_step(run: Run, batch: Batch) -> Step:
 
     if hooks.after_step is not None:
         hooks.after_step(step)
-    return step
 
 
 def _update(step: Step) -> None:

@@ -111,11 +111,16 @@ def losses_of_rows(
     for row, numbers in by_row.items():
         row_weight[row] = sum(weights[n] for n in numbers)
         total = sum(_weighted_sum(records[n], each[n]) for n in numbers)
-        losses[row] = total / row_weight[row]  # type: ignore[assignment]
-    everything = sum(row_weight.values())
+        losses[row] = total / _nonzero(row_weight[row])  # type: ignore[assignment]
+    everything = _nonzero(sum(row_weight.values()))
     labels = sum(len(record.target) for record in records)
     spread = labels / _labelled_rows(records, batch)
     return RowLosses(losses, {row: weight / everything * spread for row, weight in row_weight.items()})
+
+
+def _nonzero(weight: float | Tensor) -> float | Tensor:
+    """``weight``, or 1 where it is 0: a row without weight has loss 0 and share 0, not NaN."""
+    return torch.where(weight == 0, torch.ones_like(weight), weight) if isinstance(weight, Tensor) else weight
 
 
 def _weighted_sum(record: Supervision, each: Tensor) -> Tensor:

@@ -174,6 +174,7 @@ class Walk:
         run.trains = not run.optimization.is_empty
         every = run.options.evaluate_every
         for batch in self._batches(phase):
+            before = clock.update
             for patterns in phase.updates:
                 if patterns is ALL:
                     train_step(run, batch)
@@ -181,7 +182,7 @@ class Walk:
                     self._partial_step(patterns, batch)
                 clock.update += 1
             clock.batch += 1
-            if every is not None and clock.update % every == 0:
+            if every is not None and clock.update // every > before // every:
                 self._evaluate(within=clock.experience)
             self.between_steps("step")
 

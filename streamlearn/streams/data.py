@@ -202,11 +202,6 @@ def same_kind(a: Data, b: Data) -> bool:
     return a.source is b.source and a.transform is b.transform and a.domain == b.domain and a.tasks == b.tasks and _same_targets(a, b)
 
 
-def same_kind(a: Data, b: Data) -> bool:
-    """Whether ``a`` and ``b`` differ in nothing but their rows."""
-    return a.source is b.source and a.transform is b.transform and a.domain == b.domain and a.tasks == b.tasks and _same_targets(a, b)
-
-
 def _same_targets(a: Data, b: Data) -> bool:
     return a.targets.keys() == b.targets.keys() and all(
         a.targets[t].column == b.targets[t].column and _same_relabelling(a.targets[t].relabel, b.targets[t].relabel) for t in a.targets

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -64,6 +64,10 @@ class Replay(Plugin):
         fill: Literal["experience", "step"] = "experience"
         memory: str = Field("main", min_length=1)
 
+    def __init__(self, *, name: str | None = None, **options: Any) -> None:
+        super().__init__(name=name, **options)
+        self._offered: tuple[int, int] | None = None  # (experience, batch) whose rows were offered last
+
     def _memory(self, run: Run) -> ReplayMemory:
         return run.memories.open(self.config.memory, self.config.capacity, self.config.policy)
 
@@ -80,8 +84,9 @@ class Replay(Plugin):
         run = step.run
         if self.config.fill == "step" and run.clock.epoch == 0 and run.phase is not None and run.phase.name == "main":
             memory = self._memory(run)
-            if memory.owner in (None, self.name):
-                memory.owner = self.name
+            place = (run.clock.experience, run.clock.batch)  # a batch may make several updates
+            if memory.owner in (None, self.name) and place != self._offered:
+                memory.owner, self._offered = self.name, place
                 run.offer(memory, step.batch)
 
     @hookimpl

@@ -1,0 +1,37 @@
+"""What is to be minimised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["Objective"]
+
+
+@dataclass(slots=True)
+class Objective:
+    """What is to be minimised: losses by row, and named terms.
+
+    Attributes:
+        losses: L_k by row name.
+        terms: P_n by term name.
+        shares: share_k by row name, for the default weighting; a row without one counts fully.
+    """
+
+    losses: Mapping[str, Tensor]
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+    shares: Mapping[str, float | Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def merge(cls, objectives: Sequence[Objective]) -> Objective:
+        """The mean of several objectives, row by row and term by term (over the episodes in which each occurs)."""
+
+        def mean(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+            names = dict.fromkeys(name for part in parts for name in part)
+            found = {name: [part[name] for part in parts if name in part] for name in names}
+            return {name: sum(values[1:], values[0]) / len(values) for name, values in found.items()}
+
+        return cls(mean([o.losses for o in objectives]), mean([o.terms for o in objectives]), mean([o.shares for o in objectives]))
