@@ -57,9 +57,19 @@ class Task:
 
         Cross-entropy for classification (``target`` may be class numbers or probabilities), squared error for regression.
         The mean is torch's own fused reduction, so that an engine without plugins equals a plain loop bit for bit.
+
+        Raises:
+            DataError: a label is no class of the task (on an accelerator torch itself stops the device instead).
         """
         if self.kind == "classification":
-            return cross_entropy(outputs, target, reduction="mean" if mean else "none")
+            try:
+                return cross_entropy(outputs, target, reduction="mean" if mean else "none")
+            except IndexError:
+                worst = int(target.min()) if int(target.min()) < 0 else int(target.max())
+                raise DataError(
+                    f"task {self.name!r} met label {worst}, but it has {outputs.shape[1]} classes, numbered 0 to {outputs.shape[1] - 1}: "
+                    "renumber the labels, or give the task its true size"
+                ) from None
         if mean:
             return mse_loss(outputs, target)
         return mse_loss(outputs, target, reduction="none").flatten(1).mean(1)

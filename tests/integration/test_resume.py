@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from streamlearn import Engine, models
+from streamlearn.core.checkpoint import latest_checkpoint, read_checkpoint
+from streamlearn.core.optimization import Trainable
+from streamlearn.core.phases import Phase
+from streamlearn.plugins import EWC, Joint, LwF, MultiHead, Replay
+from streamlearn.streams import Stream
+from tests.core.support import (
+    OPTIMIZERS,
+    Stop,
+    class_stream,
+    growing_stream,
+    net,
+    probe,
+    same,
+    separate_task_stream,
+    stop_at,
+    two_task_stream,
+)
+
+
+def everything(folder: Path) -> tuple[Any, list[Any]]:
+    """The last checkpoint (weights, optimiser, plugins, teachers, memories, clock) and every measured value."""
+    state = read_checkpoint(latest_checkpoint(folder / "checkpoints")[0])
+    state.pop("times")
+    return state, [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+def extra_phase(phases: Any, experience: Any) -> Any:
+    """A second phase with an optimiser of its own, on the output layer, several updates a batch."""
+    tail = Phase(
+        "tail", experience.data["train"], 2, updates=(("*out.*",), ("*",)), trainable=("*out.*",),
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.8),
+    )  # fmt: skip
+    return (*phases, Phase("none", experience.data["train"], 0), tail)
+
+
+def helper_modules(run: Any) -> dict[str, Trainable]:
+    """One helper per experience, one of them with an optimiser of its own."""
+    own = None if run.clock.experience % 2 else (lambda p: torch.optim.Adam(p, lr=0.1))
+    return {f"scale_{run.clock.experience}": Trainable(nn.Linear(2, 1), optimizer=own)}
+
+
+def helper_terms(step: Any) -> dict[str, Any]:
+    return {name: step.module(name)(torch.ones(1, 2)).square().sum() for name in step.run.modules}
+
+
+def schedule(step: Any) -> dict[str, float]:
+    return {"a": 0.25, "b": 0.75}
+
+
+BALANCED = {"capacity": 9, "fill": "step", "policy": "class_balanced", "batch_size": 4}
+CASES: dict[str, tuple[Callable[[], Stream], Callable[[Stream], nn.Module], Callable[[], list[Any]]]] = {
+    "no plugin": (class_stream, lambda s: net(), list),
+    "ewc": (class_stream, lambda s: net(), lambda: [EWC(strength=3)]),
+    "ewc online empirical": (class_stream, lambda s: net(), lambda: [EWC(strength=3, mode="online", decay=0.8, fisher="empirical")]),
+    "lwf": (class_stream, lambda s: net(), lambda: [LwF()]),
+    "two that share a teacher": (class_stream, lambda s: net(), lambda: [LwF(), LwF(name="second", temperature=1.0)]),
+    "replay": (class_stream, lambda s: net(), lambda: [Replay(capacity=9)]),
+    "replay by step, balanced": (class_stream, lambda s: net(), lambda: [Replay(**BALANCED)]),
+    "replay ewc lwf": (class_stream, lambda s: net(), lambda: [Replay(capacity=9), EWC(strength=3), LwF()]),
+    "joint": (class_stream, lambda s: net(), lambda: [Joint()]),
+    "joint restart": (class_stream, lambda s: net(), lambda: [Joint(restart=True)]),
+    "growth": (growing_stream, lambda s: models.mlp(s, (8,), dropout=0.2), lambda: [Replay(capacity=9), EWC(strength=3), LwF()]),
+    "multi head, growth": (growing_stream, lambda s: net(), lambda: [MultiHead(), EWC(strength=3), LwF(), Replay(capacity=9)]),
+    "plain module, growth": (growing_stream, lambda s: net(), lambda: [EWC(strength=3), LwF(), Replay(capacity=9)]),
+    "phases": (class_stream, lambda s: net(), lambda: [probe("phases", transform_phases=extra_phase), EWC(strength=3)]),
+    "modules": (class_stream, lambda s: net(), lambda: [probe("helpers", collect_modules=helper_modules, collect_terms=helper_terms)]),
+    "task scheduler": (
+        lambda: separate_task_stream(3),
+        lambda s: models.mlp(s, (8,), dropout=0.2),
+        lambda: [probe("schedule", provide_task_probabilities=schedule), Replay(capacity=9)],
+    ),
+    "two tasks a row": (
+        lambda: two_task_stream(experiences=2),
+        lambda s: models.mlp(s, (8,)),
+        lambda: [EWC(strength=3), LwF(), Replay(capacity=9)],
+    ),
+}  # fmt: skip
+
+
+def engine_of(case: str, stream: Stream, optimizer: str = "momentum", **options: Any) -> Engine:
+    _, model, plugins = CASES[case]
+    return Engine(
+        model(stream), OPTIMIZERS[optimizer], plugins(), batch_size=8, epochs=2, seed=3, checkpoint_every=3, evaluate_every=4, **options
+    )
+
+
+def stop_from(update: int, event: str) -> Callable[[str, Any], None]:
+    """Stops at the first ``event`` at which so many updates are done (a batch may make several)."""
+
+    def progress(happened: str, run: Any) -> None:
+        if happened == event and run.clock.update >= update:
+            raise Stop
+
+    return progress
+
+
+def straight(case: str, folder: Path, optimizer: str = "momentum") -> tuple[Any, int]:
+    stream = CASES[case][0]()
+    engine_of(case, stream, optimizer).run(stream, output=folder)
+    return everything(folder), everything(folder)[0]["clock"]["update"]
+
+
+def broken(case: str, folder: Path, places: list[tuple[str, int]], optimizer: str = "momentum") -> Any:
+    """Stopped at each of ``places`` in turn, resumed each time by a fresh engine, to the end."""
+    stream = CASES[case][0]()
+    for number, (event, update) in enumerate(places):
+        engine = engine_of(case, stream, optimizer, progress=stop_from(update, event))
+        with pytest.raises(Stop):
+            engine.run(stream, output=folder) if number == 0 else engine.resume(folder, stream)
+    engine_of(case, stream, optimizer).resume(folder, stream)
+    return everything(folder)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stopped_anywhere_and_resumed_twice_equals_the_straight_run(case: str, tmp_path: Path) -> None:
+    expected, updates = straight(case, tmp_path / "straight")
+    per = sorted({e["updates"] for e in expected[1] if e["event"] == "experience"})[0]
+    for number, places in enumerate(
+        [
+            [("start", 0)],
+            [("step", per - 1), ("step", updates - 1)],
+            [("step", 4), ("step", 7)],  # 4 lies past the save at 3; the second stop comes after a resume
+            [("experience", per), ("step", per + 2)],
+        ]
+    ):
+        event, update = places[0]
+        folder = tmp_path / f"broken {number}"
+        found = broken(case, folder, places)
+        assert same(found[1], expected[1]), (event, update)
+        assert same(found[0], expected[0]), (event, update)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_single_update_is_a_place_to_stop(optimizer: str, tmp_path: Path) -> None:
+    case = "replay ewc lwf"
+    expected, updates = straight(case, tmp_path / "straight", optimizer)
+    assert updates == 18
+    for update in range(1, updates + 1):
+        assert same(broken(case, tmp_path / str(update), [("step", update)], optimizer), expected), update
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+@pytest.mark.parametrize("case", ["growth", "multi head, growth"])
+def test_growth_survives_a_stop_in_every_experience(case: str, optimizer: str, tmp_path: Path) -> None:
+    expected, updates = straight(case, tmp_path / "straight", optimizer)
+    for update in range(2, updates, 4):
+        assert same(broken(case, tmp_path / str(update), [("step", update)], optimizer), expected), update
+
+
+def test_every_step_of_phases_with_their_own_optimizer_is_a_place_to_stop(tmp_path: Path) -> None:
+    expected, updates = straight("phases", tmp_path / "straight")
+    stream = class_stream()
+    stopped = 0
+    for update in (*range(7, 13), updates - 1, updates):  # the updates of that phase, and the end; a batch makes two of them
+        folder = tmp_path / str(update)
+        try:
+            engine_of("phases", stream, progress=stop_at(update)).run(stream, output=folder)
+        except Stop:
+            stopped += 1
+            engine_of("phases", stream).resume(folder, stream)
+        assert same(everything(folder), expected), update
+    assert stopped == 4
+
+
+def test_resuming_a_finished_run_gives_the_same_result(tmp_path: Path) -> None:
+    stream = class_stream()
+    result = engine_of("replay ewc lwf", stream).run(stream, output=tmp_path)
+    before = everything(tmp_path)
+    again = engine_of("replay ewc lwf", stream).resume(tmp_path, stream)
+    assert same(again.model.state_dict(), result.model.state_dict())
+    assert again.events == result.events
+    assert same(everything(tmp_path), before)
+
+
+def test_a_run_that_fails_before_its_first_measurement_can_be_resumed(tmp_path: Path) -> None:
+    stream = class_stream()
+    failing = [True]
+
+    def before(evaluation: Any) -> None:
+        if failing[0] and len(evaluation.run.record.events) == 0:
+            raise Stop
+
+    engine = Engine(net(), OPTIMIZERS["momentum"], [probe("fails", before_evaluation=before)], batch_size=8)
+    with pytest.raises(Stop):
+        engine.run(stream, output=tmp_path / "a")
+    failing[0] = False
+    engine.resume(tmp_path / "a", stream)
+    Engine(net(), OPTIMIZERS["momentum"], [probe("fails", before_evaluation=before)], batch_size=8).run(stream, output=tmp_path / "b")
+    assert same(everything(tmp_path / "a"), everything(tmp_path / "b"))
+
+
+def test_a_run_that_fails_in_the_middle_of_its_first_measurement_can_be_resumed(tmp_path: Path) -> None:
+    stream = class_stream()
+    failing = [True]
+
+    def predict(batch: Any, evaluation: Any) -> Any:
+        if failing[0] and len(evaluation.run.record.events) == 1:
+            raise Stop
+        return {"blobs": evaluation.run.model(batch.x)}
+
+    engine = Engine(net(), OPTIMIZERS["momentum"], [probe("fails", provide_predictions=predict)], batch_size=8)
+    with pytest.raises(Stop):
+        engine.run(stream, output=tmp_path)
+    failing[0] = False
+    assert engine.resume(tmp_path, stream).accuracy_matrix.shape == (4, 3)
+
+
+def failing_hook(place: str, failing: list[bool]) -> Callable[..., None]:
+    """An implementation of the hook ``place`` that stops the run, once it is under way, while ``failing[0]``."""
+
+    def fail(run: Any) -> None:
+        if failing[0] and run.clock.update >= 9:
+            raise Stop
+
+    def fail_in_evaluation(evaluation: Any) -> None:
+        fail(evaluation.run)
+
+    return fail_in_evaluation if place == "after_evaluation" else fail
+
+
+def test_a_failure_in_after_experience_or_evaluation_is_made_good(tmp_path: Path) -> None:
+    stream = class_stream()
+    for place in ("before_experience", "after_experience", "before_epoch", "after_epoch", "after_evaluation"):
+        failing = [True]
+
+        plugins = [Replay(capacity=9), EWC(strength=3), LwF(), probe("fails", **{place: failing_hook(place, failing)})]
+        engine = Engine(net(), OPTIMIZERS["momentum"], plugins, batch_size=8, epochs=2, seed=3, checkpoint_every=4)
+        with pytest.raises(Stop):
+            engine.run(stream, output=tmp_path / place)
+        failing[0] = False
+        engine.resume(tmp_path / place, stream)
+        engine.run(stream, output=tmp_path / f"{place} straight")
+        assert same(everything(tmp_path / place), everything(tmp_path / f"{place} straight")), place
+
+
+def test_resuming_leaves_the_users_random_state(tmp_path: Path) -> None:
+    stream = growing_stream()
+    with pytest.raises(Stop):
+        engine_of("growth", stream, progress=stop_at(14)).run(stream, output=tmp_path)
+    engine = engine_of("growth", stream)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    engine.resume(tmp_path, stream)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_after_run_closes_a_run_that_failed_and_before_run_is_not_fired_again(tmp_path: Path) -> None:
+    heard: list[Any] = []
+
+    def plugin() -> Any:
+        return probe("tracker", before_run=lambda: heard.append("before"), after_run=lambda run: heard.append(type(run.error)))
+
+    stream = class_stream()
+    with pytest.raises(Stop):
+        Engine(net(), OPTIMIZERS["momentum"], [plugin()], progress=stop_at(1)).run(stream, output=tmp_path)
+    Engine(net(), OPTIMIZERS["momentum"], [plugin()]).resume(tmp_path, stream)
+    assert heard == ["before", Stop, type(None)]
+
+
+SCRIPT = """
+import os, signal, sys
+import torch
+torch.set_num_threads(1)
+from streamlearn import Engine, models, streams
+from streamlearn.plugins import EWC, LwF, MultiHead, Replay
+
+kind, folder, action, kill_at = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+if kind == "class":
+    stream = streams.class_incremental("digits", classes=[[0, 1], [2, 3], [4, 5]])
+    model = models.mlp(stream, hidden=(16,), dropout=0.2)
+    plugins = [Replay(capacity=20), EWC(strength=5.0), LwF()]
+else:
+    stream = streams.task_incremental("digits", classes=[[0, 1], [2, 3], [4, 5]])
+    torch.manual_seed(0)
+    nn = torch.nn
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 2))
+    plugins = [MultiHead(), Replay(capacity=20, fill="step", policy="class_balanced"), EWC(strength=5.0, mode="online"), LwF()]
+
+def progress(event, run):
+    if event == "step" and run.clock.update == kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sgd = lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9)
+engine = Engine(model, sgd, plugins, batch_size=32, seed=2, checkpoint_every=3, progress=progress)
+engine.run(stream, output=folder) if action == "run" else engine.resume(folder, None)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["class", "task"])
+def test_killed_with_sigkill_twice_and_resumed_twice(kind: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+
+    def start(folder: str, action: str, kill_at: int) -> int:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, str(script), kind, str(tmp_path / folder), action, str(kill_at)],
+            env=environment,
+            capture_output=True,
+            check=False,
+            text=True,
+        )
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        return done.returncode
+
+    assert start("straight", "run", -1) == 0
+    expected = everything(tmp_path / "straight")
+    assert start("killed", "run", 13) == -signal.SIGKILL  # in mid-experience, past the save at 12
+    assert start("killed", "resume", 20) == -signal.SIGKILL
+    assert start("killed", "resume", -1) == 0
+    found = everything(tmp_path / "killed")
+    assert found[1] == expected[1]
+    assert same(found[0], expected[0])

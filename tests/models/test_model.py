@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from streamlearn.errors import ConfigurationError, DataError
+from streamlearn.models import Heads, Model
+from streamlearn.streams import Task
+
+
+def test_a_head_grows_and_keeps_its_leading_slice_and_name() -> None:
+    heads = Heads(3, [Task("t", size=2)])
+    old = {name: p.detach().clone() for name, p in heads.named_parameters()}
+    assert not heads.grow(Task("t", size=2))
+    assert not heads.grow(Task("t", size=1))
+    assert heads.grow(Task("t", size=4))
+    assert heads.sizes() == {"t": 4}
+    for name, p in heads.named_parameters():
+        assert torch.equal(p[:2], old[name])
+
+
+def test_every_task_grows_and_not_only_the_first_that_changes() -> None:
+    model = Model(nn.Identity(), Heads(3))
+    assert model.grow([Task("a", size=2), Task("b.c", size=3), Task("d", size=1)])
+    assert model.heads.sizes() == {"a": 2, "b.c": 3, "d": 1}
+    assert model(torch.zeros(4, 3), "b.c").shape == (4, 3)
+    assert not model.grow([Task("a", size=2)])
+    other = Model(nn.Identity(), Heads(3))
+    other.restore_structure(model.structure())
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(torch.ones(1, 3), "b.c"), model(torch.ones(1, 3), "b.c"))
+
+
+def test_a_plain_module_shares_its_output_and_a_task_reads_the_first() -> None:
+    model = Model.of(nn.Linear(3, 5))
+    assert Model.of(model) is model
+    model.grow([Task("a", size=2), Task("b", size=5)])
+    x = torch.ones(2, 3)
+    assert torch.equal(model(x, "a"), model(x, "b")[:, :2])
+    assert model.shared_names() == {"encoder.weight", "encoder.bias"}
+    model.grow([Task("c", size=6)])
+    with pytest.raises(DataError, match="task 'c' needs 6 outputs, the model gives 5: widen its last layer, or use MultiHead"):
+        model(x, "c")
+
+
+def test_which_task_must_be_said_when_there_are_several() -> None:
+    model = Model(nn.Identity(), Heads(3, [Task("a", size=2), Task("b", size=2)]))
+    with pytest.raises(ConfigurationError, match=r"serves the tasks a, b: say which, as in model\(x, 'a'\)"):
+        model(torch.zeros(1, 3))
+    with pytest.raises(DataError, match=r"no head for task 'z' \(it has: a, b\): train it first"):
+        model(torch.zeros(1, 3), "z")
