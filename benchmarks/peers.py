@@ -17,7 +17,9 @@ def benchmark_of_tensors(train: Pairs, test: Pairs) -> Any:
     from avalanche.benchmarks import benchmark_from_datasets
     from avalanche.benchmarks.utils.classification_dataset import _make_taskaware_tensor_classification_dataset as dataset
 
-    return benchmark_from_datasets(**{name: [dataset(x, y, task_labels=0) for x, y in pairs] for name, pairs in (("train", train), ("test", test))})
+    return benchmark_from_datasets(
+        **{name: [dataset(x, y, task_labels=0) for x, y in pairs] for name, pairs in (("train", train), ("test", test))}
+    )
 
 
 def classic_benchmark() -> Any:
