@@ -9,6 +9,7 @@ STREAMLEARN_DATA (torchvision's layout) for the parts other than `overhead`. Wri
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from loops import Pairs, bare, ewc, evaluate, fisher_row_by_row, mlp, naive, replay, sgd
+from loops import Pairs, bare, evaluate, ewc, fisher_row_by_row, mlp, naive, replay, sgd
 from timing import interleaved, ratio, save
 
 from streamlearn import Engine, Plugin, PluginInfo, hookimpl, streams
@@ -127,6 +128,7 @@ def methods(rounds: int) -> dict[str, Any]:
 
 def _evaluation(rounds: int, make: Any, test: Pairs, stream: Any, fast: Any, classic: Any) -> dict[str, Any]:
     import peers
+
     from streamlearn.core.evaluation import Evaluator
     from streamlearn.core.run import Run
     from streamlearn.results import Record
@@ -159,6 +161,7 @@ def _compared(seconds: dict[str, list[float]]) -> dict[str, Any]:
 def importance(rounds: int) -> dict[str, Any]:
     """One importance pass over 2,000 digits: closed form, per-row loop, and Avalanche's (which squares batch means)."""
     import peers
+
     from streamlearn.core.importance import importance as importance_pass
     from streamlearn.streams import Batch, Task
 
@@ -214,7 +217,7 @@ def growth(rounds: int) -> dict[str, Any]:
         marks.clear()
         engine = Engine(mlp(*WIDTHS), sgd, [EWC(strength=1.0, fisher="empirical")], batch_size=32, evaluate="never", progress=progress)
         engine.run(stream)
-        each = [b - a for a, b in zip(marks, marks[1:], strict=False)]
+        each = [b - a for a, b in itertools.pairwise(marks)]
         seconds["first"].append(sum(each[:8]))
         seconds["last"].append(sum(each[-8:]))
     return {"experiences 32 to 40 / experiences 2 to 10": ratio(seconds, "last", "first")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,7 +15,7 @@ Make = Callable[[], nn.Module]
 
 def mlp(*widths: int) -> nn.Module:
     layers: list[nn.Module] = []
-    for width, following in zip(widths, widths[1:], strict=False):
+    for width, following in itertools.pairwise(widths):
         layers += [nn.Linear(width, following), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -143,5 +144,5 @@ def fisher_row_by_row(model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
     for a, b in zip(x.split(1), y.split(1), strict=True):
         gradients = torch.autograd.grad(F.cross_entropy(model(a), b), list(model.parameters()))
         for total, gradient in zip(sums, gradients, strict=True):
-            total += gradient.square()
+            total.add_(gradient.square())
     return [total / len(x) for total in sums]
