@@ -52,11 +52,13 @@ def strategy(name: str, make: Make, batch_size: int, **options: Any) -> Any:
 
 
 def train_and_evaluate(name: str, make: Make, benchmark: Any, batch_size: int, **options: Any) -> None:
-    run = strategy(name, make, batch_size, **options)
-    run.eval(benchmark.test_stream)
-    for experience in benchmark.train_stream:
-        run.train(experience)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own deprecations, which it prints at every experience
+        run = strategy(name, make, batch_size, **options)
         run.eval(benchmark.test_stream)
+        for experience in benchmark.train_stream:
+            run.train(experience)
+            run.eval(benchmark.test_stream)
 
 
 def importance_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch_size: int) -> None:

@@ -55,9 +55,9 @@ class UnknownNameError(ConfigurationError):
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
         guess = nearest(name, self.known)
-        offer = f"did you mean {guess!r}? " if guess else ""
+        offer = f": did you mean {guess!r}?" if guess else ""
         known_text = f"(known: {', '.join(self.known)})" if self.known else "(none is known)"
-        super().__init__(f"unknown {kind} {name!r}: {offer}{known_text}{'; ' + hint if hint else ''}")
+        super().__init__(f"unknown {kind} {name!r}{offer} {known_text}{'; ' + hint if hint else ''}")
 
 
 class CompositionError(ConfigurationError):
@@ -98,11 +98,15 @@ class RunFolderError(StreamlearnError):
 
 
 class RunInterrupted(KeyboardInterrupt):
-    """The run was asked to stop; it finished its step and saved itself in ``folder``."""
+    """The run was asked to stop; it finished its step and saved itself in ``folder``.
 
-    def __init__(self, folder: Path) -> None:
+    ``command_line`` says whether the command line started it and can resume it, or a script.
+    """
+
+    def __init__(self, folder: Path, command_line: bool) -> None:
         self.folder = folder
-        super().__init__(f"interrupted; a checkpoint was written. Resume with: streamlearn run --resume {folder}")
+        how = f"streamlearn run --resume {folder}" if command_line else f"engine.resume({str(folder)!r})"
+        super().__init__(f"interrupted; a checkpoint was written. Resume with: {how}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -194,7 +194,7 @@ class Engine:
             return self._walk(run, folder, resume, description)
 
     def _walk(self, run: Run, folder: Path | None, resume: bool, description: Mapping[str, Any]) -> Result:
-        session = Session(run, folder, self.options, self._progress)
+        session = Session(run, folder, self._progress)
         begun = resume and folder is not None and not never_saved(run, folder)
         cursors = restore(run, folder) if begun and folder is not None else None
         evaluator = Evaluator(run.stream, self.options.evaluation_batch_size)

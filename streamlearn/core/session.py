@@ -28,7 +28,7 @@ from streamlearn.results.files import disk_errors, plain
 from streamlearn.results.folder import claim, read_description
 
 if TYPE_CHECKING:
-    from streamlearn.core.engine import Options, Progress
+    from streamlearn.core.engine import Progress
 
 __all__ = ["Session", "check_same", "claim_folder", "locked", "never_saved", "restore"]
 
@@ -41,12 +41,11 @@ class Session:
     Args:
         run: the run.
         folder: where to save; ``None`` saves nothing.
-        options: of the engine.
         progress: told what happened.
     """
 
-    def __init__(self, run: Run, folder: Path | None, options: Options, progress: Progress | None) -> None:
-        self.run, self.folder, self.options, self.progress = run, folder, options, progress
+    def __init__(self, run: Run, folder: Path | None, progress: Progress | None) -> None:
+        self.run, self.folder, self.progress = run, folder, progress
         self.walk: Walk | None = None
         self._stop = False
         self._seen = 0
@@ -54,14 +53,14 @@ class Session:
     def between_steps(self, event: str) -> None:
         """After every update (``"step"``), experience, and at the start."""
         if self.folder is not None:
-            every = self.options.checkpoint_every
+            every = self.run.options.checkpoint_every
             update, seen = self.run.clock.update, self._seen
             self._seen = update
             due = event != "step" or (every is not None and update // every > seen // every)  # a batch may make several updates
             if due or self._stop:
                 self.save()
             if self._stop:
-                raise RunInterrupted(self.folder)
+                raise RunInterrupted(self.folder, command_line=read_description(self.folder).get("origin") is not None)
         if self.progress is not None:
             self.progress(event, self.run)
 

@@ -168,7 +168,11 @@ def raising(error: BaseException) -> Any:
 @pytest.mark.parametrize(
     ("error", "code", "text"),
     [
-        (RunInterrupted(Path("o")), 130, "\ninterrupted; a checkpoint was written. Resume with: streamlearn run --resume o\n"),
+        (
+            RunInterrupted(Path("o"), command_line=True),
+            130,
+            "\ninterrupted; a checkpoint was written. Resume with: streamlearn run --resume o\n",
+        ),
         (KeyboardInterrupt(), 130, "\ninterrupted\n"),
         (PermissionError(13, "Permission denied", "/x"), 1, "error: PermissionError: [Errno 13] Permission denied: '/x'\n"),
     ],

@@ -31,6 +31,7 @@ from tests.core.support import (
     stop_at,
     two_task_stream,
 )
+from tests.integration.killed import go
 
 
 def everything(folder: Path) -> tuple[Any, list[Any]]:
@@ -273,58 +274,24 @@ def test_after_run_closes_a_run_that_failed_and_before_run_is_not_fired_again(tm
     assert heard == ["before", Stop, type(None)]
 
 
-SCRIPT = """
-import os, signal, sys
-import torch
-torch.set_num_threads(1)
-from streamlearn import Engine, models, streams
-from streamlearn.plugins import EWC, LwF, MultiHead, Replay
-
-kind, folder, action, kill_at = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
-if kind == "class":
-    stream = streams.class_incremental("digits", classes=[[0, 1], [2, 3], [4, 5]])
-    model = models.mlp(stream, hidden=(16,), dropout=0.2)
-    plugins = [Replay(capacity=20), EWC(strength=5.0), LwF()]
-else:
-    stream = streams.task_incremental("digits", classes=[[0, 1], [2, 3], [4, 5]])
-    torch.manual_seed(0)
-    nn = torch.nn
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 2))
-    plugins = [MultiHead(), Replay(capacity=20, fill="step", policy="class_balanced"), EWC(strength=5.0, mode="online"), LwF()]
-
-def progress(event, run):
-    if event == "step" and run.clock.update == kill_at:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-sgd = lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9)
-engine = Engine(model, sgd, plugins, batch_size=32, seed=2, checkpoint_every=3, progress=progress)
-engine.run(stream, output=folder) if action == "run" else engine.resume(folder, None)
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["class", "task"])
 def test_killed_with_sigkill_twice_and_resumed_twice(kind: str, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-
-    def start(folder: str, action: str, kill_at: int) -> int:
+    def killed(action: str, update: int) -> None:
+        command = [sys.executable, "-m", "tests.integration.killed", kind, str(tmp_path / "killed"), action, str(update)]
+        root = Path(__file__).parents[2]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, str(script), kind, str(tmp_path / folder), action, str(kill_at)],
-            env=environment,
-            capture_output=True,
-            check=False,
-            text=True,
-        )
-        assert done.returncode in (0, -signal.SIGKILL), done.stderr
-        return done.returncode
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, check=False, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
 
-    assert start("straight", "run", -1) == 0
-    expected = everything(tmp_path / "straight")
-    assert start("killed", "run", 13) == -signal.SIGKILL  # in mid-experience, past the save at 12
-    assert start("killed", "resume", 20) == -signal.SIGKILL
-    assert start("killed", "resume", -1) == 0
+    go(kind, tmp_path / "straight", "run", -1)
+    state, events = everything(tmp_path / "straight")
+    assert state["clock"]["update"] == 24
+    killed("run", 13)  # in mid-experience, past the save at 12
+    assert latest_checkpoint(tmp_path / "killed" / "checkpoints")[0].name == "step-00000012"
+    killed("resume", 20)
+    assert latest_checkpoint(tmp_path / "killed" / "checkpoints")[0].name == "step-00000018"
+    go(kind, tmp_path / "killed", "resume", -1)
     found = everything(tmp_path / "killed")
-    assert found[1] == expected[1]
-    assert same(found[0], expected[0])
+    assert found[1] == events
+    assert same(found[0], state)

@@ -1,0 +1,89 @@
+"""Writes docs/benchmarks.md from the figures under benchmarks/results/.
+
+python benchmarks/tables.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+TARGETS = {
+    ("overhead", "784-256-256-10, batch 128", "engine / bare loop"): "≤ 1.03",
+    ("overhead", "784-256-256-10, batch 128", "with five plugins / bare loop"): "≤ 1.05",
+    ("overhead", "64-100-10, batch 32", "engine / bare loop"): "≤ 1.08",
+    ("overhead", "64-100-10, batch 32", "with five plugins / bare loop"): "≤ 1.14",
+    ("methods", "naive", "avalanche, tensors / streamlearn"): "≥ 2.6",
+    ("methods", "ewc", "avalanche, tensors / streamlearn"): "≥ 2.4",
+    ("methods", "replay", "avalanche, tensors / streamlearn"): "≥ 2.4",
+    ("methods", "evaluation alone", "avalanche, tensors / streamlearn"): "≥ 4",
+    ("methods", "naive", "avalanche, classic / streamlearn"): "≥ 5",
+    ("methods", "ewc", "avalanche, classic / streamlearn"): "≥ 5",
+    ("methods", "replay", "avalanche, classic / streamlearn"): "≥ 5",
+    ("methods", "evaluation alone", "avalanche, classic / streamlearn"): "≥ 9",
+    ("methods", "naive", "streamlearn / by hand"): "≤ 1.10",
+    ("methods", "ewc", "streamlearn / by hand"): "≤ 1.10",
+    ("methods", "replay", "streamlearn / by hand"): "≤ 1.10",
+}
+
+
+def rows(path: tuple[str, ...], found: Any) -> Iterator[str]:
+    """One line for each ratio, wherever it lies."""
+    if isinstance(found, dict) and "median" in found:
+        what = " · ".join(path[1:-1])
+        target = TARGETS.get(path, "")
+        spread = f"{found['lower']:.2f} to {found['upper']:.2f}"
+        yield f"| {what} | {path[-1]} | **{found['median']:.2f}** | {spread} | {found['fastest']:.2f} | {target} |"
+    elif isinstance(found, dict):
+        for name, part in found.items():
+            yield from rows((*path, name), part)
+    else:
+        yield f"| {' · '.join(path[1:-1])} | {path[-1]} | {found:.1e} | | | |"
+
+
+def machine(figures: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in figures["machine"].items())
+
+
+def engine(figures: dict[str, Any]) -> Iterator[str]:
+    yield from ("## What the engine costs", "")
+    yield "`python benchmarks/engine.py` (CPU time, one thread, candidates interleaved; ratios within a round, never seconds)."
+    yield f"Taken on a shared machine with two cores, whose noise the quartiles show: {machine(figures)}."
+    yield from ("", "| work | ratio | median | quartiles | of the fastest rounds | aim |", "|---|---|---|---|---|---|")
+    for part in ("overhead", "methods", "importance", "growth"):
+        yield from rows((part,), figures[part])
+    yield ""
+
+
+def effect(figures: dict[str, Any]) -> Iterator[str]:
+    seeds = len(next(iter(figures["runs"].values()))["seeds"])
+    yield from ("## What the first plugins do", "")
+    yield f"`python benchmarks/effect.py`: scikit-learn's digits, five experiences, {seeds} seeds (of class order, weights and batches)."
+    yield f"Mean ± standard deviation over seeds. {machine(figures)}."
+    yield from ("", "| strategy | average accuracy | forgetting | learning accuracy |", "|---|---|---|---|")
+    for name, run in figures["runs"].items():
+        cells = [f"{100 * s['mean']:.1f} ± {100 * s['sd']:.1f}" for s in run["summary"].values()]
+        yield f"| {name} | {' | '.join(cells)} |"
+    saved = figures["forgetting saved by EWC"]
+    yield ""
+    yield (
+        f"In the task-incremental stream EWC saves {100 * saved['mean']:.1f} points of forgetting, 95 % interval of the paired difference "
+        f"{100 * saved['low']:.1f} to {100 * saved['high']:.1f}. In the class-incremental one it is replay that remembers."
+    )
+    yield ""
+
+
+def main() -> None:
+    lines = ["# Benchmarks", "", "Made by `python benchmarks/tables.py` from `benchmarks/results/*.json`; do not edit.", ""]
+    for name, write in (("effect", effect), ("engine", engine)):
+        path = HERE / "results" / f"{name}.json"
+        if path.exists():
+            lines += write(json.loads(path.read_text()))
+    (HERE.parent / "docs" / "benchmarks.md").write_text("\n".join(lines).rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
