@@ -78,10 +78,14 @@ def unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
 def write_checkpoint(folder: Path, update: int, state: Mapping[str, Any], keep: int = 2) -> Path:
     """Write ``folder/step-<update>``, whole or not at all, then drop all but the newest ``keep``.
 
+    A second checkpoint at the same update stands beside the first, so that at every moment one is whole.
+
     Raises:
         RunFolderError: the disk is full or refuses to write; checkpoints that were there are untouched.
     """
-    final = folder / f"step-{update:08d}"
+    final, again = folder / f"step-{update:08d}", 0
+    while final.exists():
+        final, again = folder / f"step-{update:08d}-{again + 1:02d}", again + 1
     part = folder / f".part-{uuid.uuid4().hex}"
     tensors: dict[str, Tensor] = {}
     tree = pack(state, tensors)
@@ -93,8 +97,6 @@ def write_checkpoint(folder: Path, update: int, state: Mapping[str, Any], keep: 
         (part / "MANIFEST.json").write_text(json.dumps(manifest, indent=1))
         for path in (*(part / name for name in _FILES), part / "MANIFEST.json", part):
             _fsync(path)
-        if final.exists():
-            shutil.rmtree(final)
         part.rename(final)
         _fsync(folder)
     except (OSError, SafetensorError) as error:

@@ -56,7 +56,7 @@ class Composition:
             lines.append("  none: plain training, one task after another")
         lines.append("why in this order:")
         lines += [f"  - {reason}" for reason in self.reasons] or ["  - as listed; no plugin asked for another place"]
-        lines.append("hooks, in the order in which a run meets them (a hook that is not listed costs nothing):")
+        lines.append("hooks, in the order in which a run meets them, after_ beside before_ (a hook that is not listed costs nothing):")
         width = max(len(hook) for hook in HOOKS)
         lines += [f"  {hook:<{width}}  {_how(hook)}: {' > '.join(self.firing_order(hook))}" for hook in HOOKS if self.table[hook]]
         passes = self.passes

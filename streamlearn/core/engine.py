@@ -59,6 +59,12 @@ class Options:
                 raise ConfigurationError(f"Engine: {name} is {value!r}, but it must be a whole number of at least 1")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ConfigurationError(f"Engine: seed is {self.seed!r}, but it must be a whole number")
+        try:
+            torch.device(self.device)
+        except RuntimeError:
+            raise ConfigurationError(
+                f"Engine: device is {self.device!r}, which torch does not know: give 'cpu', 'cuda' or 'cuda:0'"
+            ) from None
         if self.evaluate not in ("experience", "end", "never"):
             raise ConfigurationError(f"Engine: evaluate is {self.evaluate!r}, but it must be 'experience', 'end' or 'never'")
 
@@ -69,7 +75,7 @@ class Engine:
     Args:
         model: a module, trained in place, or a function without arguments that builds one. A module from
             `streamlearn.models` whose weights nobody has set is drawn anew from ``seed``; any other keeps its weights. A function is
-            called under ``seed``. Each `run` starts from these initial weights.
+            called under ``seed``. Each `run` starts from the weights at the moment the engine was made: set them before.
         optimizer: a function from parameters to a torch optimiser.
         plugins: what acts, in the order in which it should act.
         epochs: passes over the data of each experience, at least 1.
@@ -121,6 +127,8 @@ class Engine:
             raise ConfigurationError(
                 "Engine: model must be a torch module or a function that builds one, optimizer a function of the parameters"
             )
+        if isinstance(plugins, Plugin):
+            raise ConfigurationError(f"Engine: plugins is {plugins!r}, but it must be a list: write plugins=[{plugins!r}]")
         for plugin in plugins:
             if not isinstance(plugin, Plugin):
                 raise ConfigurationError(f"Engine: {plugin!r} is not a plugin: list instances, as in plugins=[EWC(strength=1.0)]")
@@ -236,7 +244,12 @@ class Engine:
             seed = subseed(self.options.seed, "model")
             if not isinstance(self._model, nn.Module):
                 torch.default_generator.manual_seed(seed)
-                return Model.of(self._model())
+                built = self._model()
+                if not isinstance(built, nn.Module):
+                    raise ConfigurationError(
+                        f"Engine: the function given as model returned {type(built).__name__}: it must return a torch module"
+                    )
+                return Model.of(built)
             if self._runs and self._pristine is not None:
                 # in place, because the user holds this very object
                 fresh = copy.deepcopy(self._pristine)
@@ -274,7 +287,7 @@ class Engine:
                     "instance": plugin.name,
                     "distribution": distribution,
                     "version": version,
-                    "config": plugin.config.model_dump(mode="json"),
+                    "config": plugin.config.model_dump(mode="json", fallback=lambda value: type(value).__name__),
                 }
             )
         shapes = {name: list(p.shape) for name, p in run.model.named_parameters()}

@@ -61,17 +61,9 @@ _spec = pluggy.HookspecMarker("streamlearn")
 
 
 class HookSpecs:
-    """Every hook, in the order in which a run meets them. ``self`` is not part of a hook."""
+    """Every hook, phase by phase in the order in which a run meets them, an ``after_`` beside its ``before_``."""
 
     # ------------------------------------------------------------------------------------------------ run
-
-    @_spec
-    def before_run(self, run: Run) -> None:
-        """A run starts: model and stream exist, nothing has been trained. Not fired again by a resume."""
-
-    @_spec
-    def after_run(self, run: Run) -> None:
-        """A run ends, also by failure (``run.error`` holds the exception then): trackers close here."""
 
     @_spec
     def transform_stream(self, stream: Stream, run: Run) -> Stream:  # type: ignore[empty-body]
@@ -82,8 +74,12 @@ class HookSpecs:
         """Exchange or wrap the model: heads, routing, gates, LoRA, bias layers. A pure function of the model."""
 
     @_spec
-    def collect_taps(self, run: Run) -> Mapping[str, str]:  # type: ignore[empty-body]
-        """``{name: path of a module}``: the step will read that module's output as ``step.tap(name)``."""
+    def before_run(self, run: Run) -> None:
+        """A run starts: model and stream exist, nothing has been trained. Not fired again by a resume."""
+
+    @_spec
+    def after_run(self, run: Run) -> None:
+        """A run ends, also by failure (``run.error`` holds the exception then): trackers close here."""
 
     # ------------------------------------------------------------------------------------------------ experience
 
@@ -97,6 +93,10 @@ class HookSpecs:
     @_spec
     def collect_teachers(self, run: Run) -> Mapping[str, Teacher]:  # type: ignore[empty-body]
         """``{name: Teacher}``: frozen or averaged models whose outputs the step reads as ``step.teacher(name)``."""
+
+    @_spec
+    def collect_taps(self, run: Run) -> Mapping[str, str]:  # type: ignore[empty-body]
+        """``{name: path of a module}``: the step will read that module's output as ``step.tap(name)``."""
 
     @_spec
     def before_experience(self, experience: Experience, run: Run) -> None:
@@ -206,4 +206,4 @@ def kind_of(hook: str) -> Kind:
 
 
 HOOKS: tuple[str, ...] = tuple(name for name in vars(HookSpecs) if not name.startswith("_"))
-"""The names of all hooks, in the order in which a run meets them."""
+"""The names of all hooks, in the order of `HookSpecs`."""

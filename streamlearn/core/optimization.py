@@ -59,6 +59,8 @@ class Optimization:
             ) from error
         if self._named and not isinstance(self._main, torch.optim.Optimizer):
             raise ConfigurationError(f"optimizer= must return a torch optimizer, it returned {type(self._main).__name__}")
+        if isinstance(self._main, torch.optim.LBFGS):
+            raise ConfigurationError("optimizer= built LBFGS, which wants to evaluate the loss itself: use SGD, Adam or the like")
         self._phase: tuple[torch.optim.Optimizer, frozenset[str]] | None = None
 
     # ------------------------------------------------------------------ parameters

@@ -43,6 +43,8 @@ class Phase:
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        if self.only is not None:
+            object.__setattr__(self, "only", frozenset(self.only))  # any collection of names is welcome
         if self.epochs < 0:
             raise ConfigurationError(f"phase {self.name!r} has {self.epochs} epochs: give 0 or more")
 

@@ -23,7 +23,7 @@ from streamlearn.core.checkpoint import latest_checkpoint, read_checkpoint, to_d
 from streamlearn.core.randomness import forked
 from streamlearn.core.run import Run
 from streamlearn.core.training import Walk, enter_experience
-from streamlearn.errors import CheckpointError, RunFolderError, RunInterrupted
+from streamlearn.errors import CheckpointError, DivergenceError, RunFolderError, RunInterrupted
 from streamlearn.results.files import disk_errors, plain
 from streamlearn.results.folder import claim, read_description
 
@@ -67,12 +67,22 @@ class Session:
     def save(self) -> None:
         """Write a checkpoint of the present place."""
         if self.folder is not None:
+            self._refuse_not_finite()
             state = self.run.state_dict()
             cursors = self.walk.cursors if self.walk is not None else None
             self.run.record.sync()  # a checkpoint says how long the record was: it must not reach the disk first
             self.run.times.sync()
             state["cursors"] = None if cursors is None else cursors.state_dict()
             write_checkpoint(self.folder / "checkpoints", self.run.clock.update, state)
+
+    def _refuse_not_finite(self) -> None:
+        """A finite loss may still have a gradient that is not; the last good checkpoint must outlive it."""
+        for name, parameter in self.run.parameters().items():
+            if not bool(parameter.isfinite().all()):
+                raise DivergenceError(
+                    f"parameter {name!r} is not finite at {self.run.clock}, though every loss was: the last checkpoint is kept; "
+                    "clip gradients or lower the learning rate, and resume"
+                )
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:

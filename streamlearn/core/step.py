@@ -227,6 +227,10 @@ class Step:
 
     def gradient(self, *, terms: bool = False) -> dict[str, Tensor]:
         """∇s at this view by parameter name, or ∇(s + P) with ``terms=True``; leaves every ``.grad`` alone."""
+        given = self._parameters
+        if given is not None and not any(p.requires_grad for p in given.values()):
+            leaves = {name: given[name].detach().requires_grad_() for name in self.run.optimization.trainable_names()}
+            return self.at(leaves).gradient(terms=terms)
         objective = evaluate(self) if terms else Objective(self.rows.losses, {}, self.rows.shares)
         total = weigh(objective, self)
         if terms:

@@ -106,7 +106,7 @@ class Walk:
 
     def _phases(self, experience: Experience) -> tuple[Phase, ...]:
         run = self.run
-        role = "train" if "train" in experience.data else next(iter(experience.data))
+        role = experience.main_role
         phases: tuple[Phase, ...] = (Phase("main", experience.data[role], run.options.epochs, role=role),)
         if run.hooks.transform_phases is not None:
             phases = tuple(run.hooks.transform_phases(phases, experience, run))
@@ -117,13 +117,14 @@ class Walk:
     def _phase(self, phase: Phase) -> None:
         run, clock, hooks = self.run, self.run.clock, self.run.hooks
         run.phase, clock.epochs = phase, phase.epochs
-        table, frozen = run.hooks, _freeze(run, phase.trainable)
-        run.frozen_by_phase = frozenset(id(p) for p in frozen)
+        table = run.hooks
         if phase.only is not None:
             unknown = sorted(phase.only - {plugin.name for plugin in run.plugins})
             if unknown:
                 raise ConfigurationError(f"phase {phase.name!r} is only for {', '.join(unknown)}, which the strategy does not list")
             run.hooks = run.restricted_hooks(phase.only)
+        frozen = _freeze(run, phase.trainable)
+        run.frozen_by_phase = frozenset(id(p) for p in frozen)
         names = frozenset(run.optimization.trainable_names())
         run.optimization.begin_phase(phase.optimizer, names)
         self._restore_phase_optimizer()

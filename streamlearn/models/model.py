@@ -41,7 +41,7 @@ class Heads(nn.Module):
             return False
         new = nn.Linear(self.features, task.size)
         if isinstance(old, nn.Linear):
-            new = new.to(old.weight)
+            new = new.to(old.weight).requires_grad_(old.weight.requires_grad)  # a frozen head stays frozen
             with torch.no_grad():
                 new.weight[: old.out_features] = old.weight
                 new.bias[: old.out_features] = old.bias

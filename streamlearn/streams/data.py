@@ -118,6 +118,7 @@ class Data:
             targets = {task: columns[column] if relabel is None else relabel[columns[column]] for task, column, relabel in wanted}
             if partly:
                 labelled = {task: partly[task][pieces[number]] if task in partly else EVERY_ROW for task in self.targets}
+                targets = {task: _hidden(column, labelled[task]) for task, column in targets.items()}
             if len(index) != segment.stop:
                 segment = segment._replace(stop=len(index))
             yield Batch(x if transform is None else transform(x), targets, labelled, (segment,), index)
@@ -195,6 +196,13 @@ def join(pieces: Sequence[Data | JoinedData]) -> Data | JoinedData:
             home.append(part)
     melted = [group[0] if len(group) == 1 else _melt(group) for group in groups]
     return melted[0] if len(melted) == 1 else JoinedData(melted)
+
+
+def _hidden(column: Tensor, labelled: Labelled) -> Tensor:
+    """``column`` with zeros where there is no label: what is hidden must not be found in a batch."""
+    if not isinstance(labelled, Tensor):
+        return column
+    return column.masked_fill(~labelled.view(-1, *[1] * (column.ndim - 1)), 0)
 
 
 def same_kind(a: Data, b: Data) -> bool:

@@ -31,6 +31,11 @@ class Experience:
     name: str = ""
     classes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
+    @property
+    def main_role(self) -> str:
+        """The role that training is about: ``"train"`` where it is present, else the first."""
+        return "train" if "train" in self.data else next(iter(self.data))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EvaluationSet:

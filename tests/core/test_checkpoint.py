@@ -123,9 +123,16 @@ def test_a_missing_manifest_a_newer_format_and_an_empty_folder_are_refused(tmp_p
 
 
 def test_the_newest_two_are_kept(tmp_path: Path) -> None:
-    for update in (1, 2, 3, 2):
+    for update in (1, 2, 3):
         write_checkpoint(tmp_path, update, {"x": update})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+
+
+def test_a_second_checkpoint_at_the_same_update_never_replaces_the_first(tmp_path: Path) -> None:
+    for value in (1, 2, 3):
+        write_checkpoint(tmp_path, 7, {"x": value})
+        assert read_checkpoint(latest_checkpoint(tmp_path)[0]) == {"x": value}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000007-01", "step-00000007-02"]
 
 
 @pytest.mark.parametrize("where", ["save_file", "fsync", "rename"])

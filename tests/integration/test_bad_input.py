@@ -9,7 +9,7 @@ import torch
 
 from streamlearn import Engine, models, streams
 from streamlearn.errors import CheckpointError, ConfigurationError, DataError, DivergenceError, RunFolderError, UnknownNameError
-from streamlearn.plugins import EWC, LwF, Replay
+from streamlearn.plugins import EWC, LwF, MultiHead, Replay
 from streamlearn.streams import Task
 from streamlearn.streams.data import Data, Target
 from tests.core.support import Stop, adam, blobs, class_stream, final, net, probe, same, sgd, stop_at, stream_of
@@ -173,3 +173,57 @@ def test_what_a_run_folder_tells(tmp_path: Path) -> None:
     told = json.loads((tmp_path / "run.json").read_text())
     assert told["strategy"]["plugins"][0]["config"] == {"strength": 1.0, "mode": "separate", "decay": 1.0, "fisher": "exact"}
     assert told["strategy"]["optimizer"]["groups"][0]["momentum"] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"plugins": EWC()}, r"plugins is EWC\(\), but it must be a list: write plugins=\[EWC\(\)\]"),
+        ({"device": "gpuu"}, "device is 'gpuu', "),
+    ],
+)
+def test_arguments_of_the_engine(arguments: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        Engine(net(), sgd(), **arguments)
+
+
+def test_a_model_function_that_returns_nothing() -> None:
+    with pytest.raises(ConfigurationError, match="returned NoneType"):
+        Engine(lambda: None, sgd()).run(class_stream())  # type: ignore[arg-type, return-value]
+
+
+def test_lbfgs_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="LBFGS, which wants to evaluate the loss itself"):
+        Engine(net(), torch.optim.LBFGS).run(class_stream())
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    # the value of the term is 0, its gradient NaN: a guard on losses cannot see it
+    poison = probe("poison", collect_terms=lambda step: (0 * step.parameters["encoder.out.bias"].abs().sum()).sqrt())
+    with pytest.raises(DivergenceError, match=r"parameter 'encoder\..*' is not finite at experience 0.*the last checkpoint is kept"):
+        Engine(net(), sgd(), [poison], checkpoint_every=1).run(class_stream(), tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000000"]
+
+
+def test_multi_head_says_that_the_layer_is_not_the_output() -> None:
+    class Backwards(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = torch.nn.Linear(8, 6)
+            self.body = torch.nn.Linear(6, 8)  # defined last, runs first
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.body(x).relu())  # type: ignore[no-any-return]
+
+    with pytest.raises(ConfigurationError, match=r"multi_head: without its layer 'body' .* name the output layer"):
+        Engine(Backwards(), sgd(), [MultiHead()]).run(class_stream())
+    Engine(Backwards(), sgd(), [MultiHead(layer="out")]).run(class_stream())
+
+
+def test_labels_that_are_hidden_are_in_no_batch() -> None:
+    source, task = blobs(12, 6), Task("t", size=6)
+    seen = torch.arange(12) % 3 == 0
+    data = Data(source, torch.arange(12), (task,), {"t": Target("y")}, labelled={"t": seen})
+    batch = data.batch(torch.arange(12))
+    assert torch.equal(batch.targets["t"][seen], source.targets["y"][seen])
+    assert not batch.targets["t"][~seen].any()

@@ -20,6 +20,13 @@ def test_a_head_grows_and_keeps_its_leading_slice_and_name() -> None:
         assert torch.equal(p[:2], old[name])
 
 
+def test_a_frozen_head_stays_frozen_when_it_grows() -> None:
+    heads = Heads(3, [Task("t", size=2)])
+    heads.requires_grad_(False)
+    heads.grow(Task("t", size=4))
+    assert not any(p.requires_grad for p in heads.parameters())
+
+
 def test_every_task_grows_and_not_only_the_first_that_changes() -> None:
     model = Model(nn.Identity(), Heads(3))
     assert model.grow([Task("a", size=2), Task("b.c", size=3), Task("d", size=1)])

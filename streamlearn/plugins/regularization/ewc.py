@@ -113,7 +113,7 @@ class EWC(Plugin):
         """Add this experience's Fisher information."""
         if run.value(self, "strength") == 0:
             return
-        fresh = run.importance(self.config.fisher)
+        fresh = run.importance(self.config.fisher, run.data(experience.main_role))
         weights = run.snapshot(frozenset(fresh) | frozenset(self._importance))
         if self.config.mode == "online":
             self._add_online(fresh, weights)

@@ -58,5 +58,6 @@ class Joint(Plugin):
     @hookimpl
     def transform_phases(self, phases: tuple[Phase, ...], experience: Experience, run: Run) -> tuple[Phase, ...]:
         """Exchange the data of the main phase."""
-        seen = join([run.stream[number].data["train"] for number in range(experience.index + 1)])
+        met = [run.stream[number].data for number in range(experience.index + 1)]
+        seen = join([data["train"] for data in met if "train" in data] or [phases[0].data])
         return tuple(phase.replace(data=seen) if phase.name == "main" else phase for phase in phases)

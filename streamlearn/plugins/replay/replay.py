@@ -93,7 +93,7 @@ class Replay(Plugin):
     def after_experience(self, experience: Experience, run: Run) -> None:
         """Offer the rows of the experience that has ended."""
         memory = self._memory(run)
-        if self.config.fill == "experience" and memory.owner in (None, self.name):
+        if self.config.fill == "experience" and memory.owner in (None, self.name) and "train" in experience.data:
             memory.owner = self.name
             memory.offer(run.data(), experience.index, "train")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -21,8 +22,8 @@ class MultiHead(Plugin):
     """A shared trunk with one linear head for each task (hard parameter sharing).
 
     A plain ``nn.Module`` has one output that all tasks share. This plugin takes its last linear layer off and puts a head for each
-    task of the stream in its place; tasks that are not known beforehand get theirs when they arrive. A model that has heads by task
-    already (all of `streamlearn.models`) is left as it is.
+    task of the stream in its place (within that module); tasks that are not known beforehand get theirs when they arrive. A
+    model that has heads by task already (all of `streamlearn.models`) is left as it is.
 
     Args:
         layer: path of the linear layer to take off, such as ``"classifier"``; default the last one of the module.
@@ -61,6 +62,7 @@ class MultiHead(Plugin):
             return model
         path, width = self._layer(model.encoder)
         trunk = nn.Identity() if not path else _without(model.encoder, path)
+        _check_width(trunk, path, width, run.stream.input_shape)
         return Model(trunk, Heads(width, run.stream.tasks))
 
     def _layer(self, module: nn.Module) -> tuple[str, int]:
@@ -72,6 +74,23 @@ class MultiHead(Plugin):
                 "name its output layer, as in MultiHead(layer='classifier')"
             )
         return path, linear[path].in_features
+
+
+def _check_width(trunk: nn.Module, path: str, width: int, input_shape: tuple[int, ...]) -> None:
+    """Pass one input of zeros through the trunk, to see that the layer taken off was its last."""
+    training = {module: module.training for module in trunk.modules()}
+    try:
+        with torch.no_grad():
+            features = tuple(trunk.eval()(torch.zeros(1, *input_shape)).shape)
+    except RuntimeError as error:
+        features = (str(error).splitlines()[0],)
+    for module, mode in training.items():
+        module.training = mode
+    if features != (1, width):
+        raise ConfigurationError(
+            f"multi_head: without its layer {path!r} the model gives {features} and not (1, {width}), so that layer is not its output: "
+            "name the output layer, as in MultiHead(layer='classifier')"
+        )
 
 
 def _without(module: nn.Module, path: str) -> nn.Module:
