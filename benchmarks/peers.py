@@ -38,6 +38,7 @@ def strategy(name: str, make: Make, batch_size: int, **options: Any) -> Any:
 
     model = nn.Sequential(nn.Flatten(), make())
     classes: dict[str, Callable[..., Any]] = {"naive": Naive, "ewc": EWC, "replay": Replay}
+    # eval_mb_size is left at its default, the batch size of training
     evaluator = EvaluationPlugin(accuracy_metrics(experience=True), loggers=[])
     return classes[name](
         model=model,
@@ -45,7 +46,6 @@ def strategy(name: str, make: Make, batch_size: int, **options: Any) -> Any:
         criterion=nn.CrossEntropyLoss(),
         train_mb_size=batch_size,
         train_epochs=1,
-        eval_mb_size=1024,
         evaluator=evaluator,
         **options,
     )
