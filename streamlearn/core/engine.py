@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import copy
-import importlib.metadata
-import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy
 import torch
 from torch import nn
 
-from streamlearn.core import registry
 from streamlearn.core.checkpoint import write_checkpoint
 from streamlearn.core.composition import compose
+from streamlearn.core.description import describe
 from streamlearn.core.evaluation import Evaluator
 from streamlearn.core.optimization import Optimization, OptimizerFactory
+from streamlearn.core.options import Options
 from streamlearn.core.plugin import Plugin
 from streamlearn.core.randomness import forked, subseed
 from streamlearn.core.run import Run
@@ -36,37 +33,6 @@ __all__ = ["Engine", "Options", "Progress"]
 
 Progress = Callable[[str, Run], None]
 """Called with ``"start"``, ``"step"`` or ``"experience"`` and the run, after each."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The engine's own settings; see `Engine`."""
-
-    epochs: int = 1
-    batch_size: int = 32
-    seed: int = 0
-    device: str = "cpu"
-    drop_last: bool = False
-    evaluate: Literal["experience", "end", "never"] = "experience"
-    evaluate_every: int | None = None
-    evaluation_batch_size: int = 1024
-    checkpoint_every: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "evaluation_batch_size", "evaluate_every", "checkpoint_every"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ConfigurationError(f"Engine: {name} is {value!r}, but it must be a whole number of at least 1")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise ConfigurationError(f"Engine: seed is {self.seed!r}, but it must be a whole number")
-        try:
-            torch.device(self.device)
-        except RuntimeError:
-            raise ConfigurationError(
-                f"Engine: device is {self.device!r}, which torch does not know: give 'cpu', 'cuda' or 'cuda:0'"
-            ) from None
-        if self.evaluate not in ("experience", "end", "never"):
-            raise ConfigurationError(f"Engine: evaluate is {self.evaluate!r}, but it must be 'experience', 'end' or 'never'")
 
 
 class Engine:
@@ -191,8 +157,8 @@ class Engine:
         with locked(folder if folder is not None and folder.exists() else None):
             model = self._fresh_model()
             run = Run(self.options, self.composition, stream, Record(), Record())
-            optimization = self._attach(run, model)
-            description = self._describe(stream, run, optimization, origin)
+            self._attach(run, model)
+            description = describe(run, stream, origin)
             if folder is not None:
                 if resume:
                     check_same(folder, description)
@@ -259,7 +225,7 @@ class Engine:
                 reinitialize(self._model, seed)
         return Model.of(self._model)
 
-    def _attach(self, run: Run, model: Model) -> Optimization:
+    def _attach(self, run: Run, model: Model) -> None:
         self._runs += 1
         hooks = run.hooks
         run.model = model
@@ -271,61 +237,7 @@ class Engine:
             if hooks.transform_model is not None:
                 model = hooks.transform_model(model, run)
         model.to(run.device)
-        optimization = Optimization(self._optimizer, model)
-        run.attach(model, optimization, copy.deepcopy(model))
-        return optimization
-
-    # ------------------------------------------------------------------ description
-
-    def _describe(self, stream: Stream, run: Run, optimization: Optimization, origin: Mapping[str, Any] | None) -> dict[str, Any]:
-        plugins = []
-        for plugin in self.composition.plugins:
-            distribution, version = registry.distribution_of(plugin)
-            plugins.append(
-                {
-                    "name": plugin.info.name,
-                    "instance": plugin.name,
-                    "distribution": distribution,
-                    "version": version,
-                    "config": plugin.config.model_dump(mode="json", fallback=lambda value: type(value).__name__),
-                }
-            )
-        shapes = {name: list(p.shape) for name, p in run.model.named_parameters()}
-        main = optimization.main
-        return {
-            "format": 1,
-            "stream": stream.describe(),
-            "strategy": {
-                "plugins": plugins,
-                "epochs": self.options.epochs,
-                "batch_size": self.options.batch_size,
-                "drop_last": self.options.drop_last,
-                "evaluate": self.options.evaluate,
-                "evaluate_every": self.options.evaluate_every,
-                "model": {"parameters": sum(p.numel() for p in run.model.parameters()), "shapes": shapes},
-                "optimizer": None if main is None else {"name": type(main).__name__, "groups": _settings(main)},
-            },
-            "seed": self.options.seed,
-            "device": self.options.device,
-            "versions": {
-                "streamlearn": importlib.metadata.version("streamlearn"),
-                "torch": torch.__version__,
-                "numpy": numpy.__version__,
-                "python": platform.python_version(),
-            },
-            "origin": None if origin is None else dict(origin),
-        }
-
-
-def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    return [
-        {
-            option: value
-            for option, value in group.items()
-            if option != "params" and isinstance(value, int | float | str | bool | tuple | None)
-        }
-        for group in optimizer.param_groups
-    ]
+        run.attach(model, Optimization(self._optimizer, model), copy.deepcopy(model))
 
 
 def _save_final(run: Run, folder: Path) -> None:

@@ -17,7 +17,7 @@ from streamlearn.errors import TrainingError
 
 if TYPE_CHECKING:
     from streamlearn.core.objective import Objective
-    from streamlearn.core.step import Step
+    from streamlearn.core.view import Step
 
 __all__ = ["TaskRows", "combined_gradients", "named_gradients"]
 

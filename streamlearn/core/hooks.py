@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from streamlearn.core.optimization import Trainable
     from streamlearn.core.phases import Phase
     from streamlearn.core.run import Run
-    from streamlearn.core.step import Step
     from streamlearn.core.supervision import Supervision
+    from streamlearn.core.view import Step
     from streamlearn.models import Model
     from streamlearn.streams import Batch, Experience, Stream
 

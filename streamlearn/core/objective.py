@@ -1,14 +1,17 @@
-"""What is to be minimised."""
+"""What is to be minimised: losses by row and named terms, and how rows become one scalar."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-__all__ = ["Objective"]
+if TYPE_CHECKING:
+    from streamlearn.core.view import Step
+
+__all__ = ["Objective", "evaluate", "weigh"]
 
 
 @dataclass(slots=True)
@@ -35,3 +38,25 @@ class Objective:
             return {name: sum(values[1:], values[0]) / len(values) for name, values in found.items()}
 
         return cls(mean([o.losses for o in objectives]), mean([o.terms for o in objectives]), mean([o.shares for o in objectives]))
+
+
+def evaluate(view: Step) -> Objective:
+    """The objective at ``view``: its row losses and its terms."""
+    rows = view.rows
+    return Objective(rows.losses, view.terms, rows.shares)
+
+
+def weigh(objective: Objective, step: Step) -> Tensor | None:
+    """s(L), by the active weighting or Σ share_k L_k; ``None`` when there is no row."""
+    losses = objective.losses
+    if not losses:
+        return None
+    provide = step.run.hooks.provide_weighting
+    if provide is not None:
+        return provide(losses, step)  # type: ignore[no-any-return]
+    total: Tensor | None = None
+    for name, loss in losses.items():
+        share = objective.shares.get(name, 1.0)
+        part = loss if isinstance(share, float) and share == 1.0 else loss * share
+        total = part if total is None else total + part
+    return total

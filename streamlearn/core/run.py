@@ -26,7 +26,7 @@ from streamlearn.streams import Batch, Data, Experience, Stream, Task
 from streamlearn.streams.data import JoinedData
 
 if TYPE_CHECKING:
-    from streamlearn.core.engine import Options
+    from streamlearn.core.options import Options
     from streamlearn.core.plugin import Plugin
 
 __all__ = ["Run"]

@@ -20,7 +20,7 @@ from streamlearn.streams import Batch, Task
 from streamlearn.streams.batch import EVERY_ROW
 
 if TYPE_CHECKING:
-    from streamlearn.core.step import Step
+    from streamlearn.core.view import Step
 
 __all__ = ["RowLosses", "Supervision", "losses_of_rows", "supervise", "unreduced"]
 

@@ -14,7 +14,7 @@ MATRIX = [[0.1, 0.2, 0.3], [0.9, 0.3, 0.4], [0.7, 1.0, 0.5], [0.5, 0.6, 0.8]]
 
 
 def description(experiences: int = 3, **changes: Any) -> dict[str, Any]:
-    plugins = [{"name": "ewc", "instance": "ewc", "distribution": "streamlearn", "version": "0.1.0", "config": {"strength": 0.1}}]
+    plugins = [{"name": "ewc", "instance": "ewc", "config": {"strength": 0.1}}]
     stream = {"name": "split digits", "experiences": experiences, "tasks": [], "hash": "0123", "description": {}}
     return {"format": 1, "stream": stream, "strategy": {"plugins": plugins}, "seed": 7, "versions": {"numpy": "2"}, **changes}
 

@@ -1,0 +1,43 @@
+"""The engine's own settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from streamlearn.errors import ConfigurationError
+
+__all__ = ["Options"]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The engine's own settings; see `Engine`."""
+
+    epochs: int = 1
+    batch_size: int = 32
+    seed: int = 0
+    device: str = "cpu"
+    drop_last: bool = False
+    evaluate: Literal["experience", "end", "never"] = "experience"
+    evaluate_every: int | None = None
+    evaluation_batch_size: int = 1024
+    checkpoint_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "evaluation_batch_size", "evaluate_every", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ConfigurationError(f"Engine: {name} is {value!r}, but it must be a whole number of at least 1")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ConfigurationError(f"Engine: seed is {self.seed!r}, but it must be a whole number")
+        try:
+            torch.device(self.device)
+        except RuntimeError:
+            raise ConfigurationError(
+                f"Engine: device is {self.device!r}, which torch does not know: give 'cpu', 'cuda' or 'cuda:0'"
+            ) from None
+        if self.evaluate not in ("experience", "end", "never"):
+            raise ConfigurationError(f"Engine: evaluate is {self.evaluate!r}, but it must be 'experience', 'end' or 'never'")
