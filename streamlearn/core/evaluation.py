@@ -5,6 +5,7 @@ Hidden truth lives here. What a plugin meets (`Evaluation`, and the batches of `
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ class Evaluator:
     def __init__(self, stream: Stream, batch_size: int) -> None:
         self._stream = stream
         self._batch_size = batch_size
-        self._kept: dict[int, list[Batch]] = {}
+        self._kept: dict[int, tuple[EvaluationSet, list[Batch]]] = {}
         self._room = _KEPT_BYTES
 
     def measure(self, run: Run, trained: int, within: int | None = None) -> None:
@@ -73,9 +74,9 @@ class Evaluator:
             if hooks.before_evaluation is not None:
                 hooks.before_evaluation(evaluation)
             for number in range(len(self._stream)):
-                chosen = self._stream.evaluation(number)
+                chosen, batches = self._set(number, run.device)
                 with torch.no_grad():
-                    lines = self._measure_set(number, chosen, evaluation, metrics)
+                    lines = self._measure_set(chosen, batches, evaluation, metrics)
                 for line in lines:
                     event = {
                         "event": "evaluation",
@@ -92,11 +93,13 @@ class Evaluator:
             if hooks.after_evaluation is not None:
                 hooks.after_evaluation(evaluation)
 
-    def _measure_set(self, number: int, chosen: EvaluationSet, evaluation: Evaluation, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _measure_set(
+        self, chosen: EvaluationSet, batches: Iterable[Batch], evaluation: Evaluation, metrics: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
         counts = {task.name: _Count(task) for task in chosen.tasks}
         for metric in metrics.values():
             metric.reset()
-        for batch in self._batches(number, chosen, evaluation.run.device):
+        for batch in batches:
             outputs = _predictions(batch, evaluation)
             for segment in batch.segments:
                 for task in segment.tasks:
@@ -126,20 +129,22 @@ class Evaluator:
         for metric in metrics.values():
             metric.update(found, target)
 
-    def _batches(self, number: int, chosen: EvaluationSet, device: torch.device) -> Iterable[Batch]:
-        """The rows of set ``number``, in batches on ``device``; kept from one evaluation to the next while they are few."""
+    def _set(self, number: int, device: torch.device) -> tuple[EvaluationSet, Iterable[Batch]]:
+        """Set ``number`` and its rows in batches on ``device``; kept from one evaluation to the next while they are few."""
         if number in self._kept:
             return self._kept[number]
+        chosen = self._stream.evaluation(number)
         rows = chosen.data.parts()
         batches = (batch.to(device) for part in rows for batch in part.in_order(slice(None), self._batch_size, "evaluation"))
-        if not self._room:
-            return batches
-        kept = list(batches)
-        size = sum(tensor.nbytes for batch in kept for tensor in batch.tensors())
-        if size <= self._room:
-            self._room -= size
-            self._kept[number] = kept
-        return kept
+        first = next(batches, None)
+        if first is None:
+            return chosen, ()
+        size = sum(tensor.nbytes for tensor in first.tensors()) * -(-len(chosen.data) // len(first))
+        if size > self._room:  # told from one batch: all of them together may not fit into memory
+            return chosen, itertools.chain([first], batches)
+        self._room -= size
+        self._kept[number] = chosen, [first, *batches]
+        return self._kept[number]
 
 
 def _predictions(batch: Batch, evaluation: Evaluation) -> Mapping[str, Tensor]:
@@ -164,7 +169,7 @@ class _Count:
         task = self.task
         self._rows += len(target)
         if task.kind == "classification":
-            self._good = self._good + (outputs.argmax(1) == target).sum()
+            self._good = self._good + (outputs.max(1).indices == target).sum()
         else:
             if outputs.shape != target.shape:
                 raise TrainingError(
@@ -174,7 +179,7 @@ class _Count:
         if task.kind == "classification" and outputs.shape[1] < task.size:
             self._loss = None  # a head that has not grown to these classes yet has no likelihood for them
         elif self._loss is not None:
-            self._loss = self._loss + task.loss(outputs, target, mean=True) * len(target)
+            self._loss = self._loss + task.total_loss(outputs, target)
 
     def line(self) -> dict[str, Any]:
         reason = self.reason or (None if self._rows else "the set has no row for this task")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamlearn.core.randomness import subseed
+from streamlearn.core.randomness import distinct, subseed
 from streamlearn.errors import ConfigurationError
 from streamlearn.streams.batch import Batch, concatenate
 from streamlearn.streams.data import Data, JoinedData, same_kind
@@ -70,6 +70,7 @@ class ReplayMemory:
             raise ConfigurationError(f"replay memory {name!r} has capacity {capacity}: give at least 1 row")
         self.name, self.capacity, self.policy = name, capacity, policy
         self._seed = subseed(seed, "memory", name)
+        self._random = torch.Generator()  # seeded anew for each draw, which costs a tenth of making one
         self._parts: list[Part] = []
         self._kinds: list[Data] = []
         self._kind_of_part: list[int] = []
@@ -152,9 +153,8 @@ class ReplayMemory:
         size = len(self._index)
         if not size:
             return None
-        random = np.random.Generator(np.random.Philox(key=subseed(self._seed, "draw", seed)))
-        places = np.arange(size) if rows >= size else random.choice(size, rows, replace=False)
-        return self._fetch(places)
+        self._random.manual_seed(subseed(self._seed, "draw", seed))
+        return self._fetch(distinct(size, min(rows, size), self._random).numpy())
 
     def _fetch(self, places: np.ndarray) -> Batch:
         parts, index = self._part[places], torch.from_numpy(self._index[places])

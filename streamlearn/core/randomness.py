@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["forked", "generator", "permutation", "seed_forward", "subseed"]
+__all__ = ["distinct", "forked", "generator", "permutation", "seed_forward", "subseed"]
 
 _ODD = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
@@ -35,6 +35,27 @@ def permutation(length: int, seed: int, *purpose: str | int) -> Tensor:
     """A random order of ``range(length)``, int64; Philox, so that it is the same on every machine."""
     order = np.random.Generator(np.random.Philox(key=subseed(seed, *purpose))).permutation(length)
     return torch.from_numpy(order)
+
+
+def distinct(size: int, count: int, random: torch.Generator) -> Tensor:
+    """A uniform draw of ``count`` of the numbers below ``size`` without replacement, int64, in random order.
+
+    Costs O(count) whatever the size: of a large range numbers are drawn one after another, and repeated ones passed over.
+
+    Raises:
+        ValueError: ``count`` is above ``size``.
+
+    >>> sorted(distinct(3, 3, torch.Generator().manual_seed(0)).tolist())
+    [0, 1, 2]
+    """
+    if count > size:
+        raise ValueError(f"cannot draw {count} distinct numbers below {size}")
+    if size <= 8 * count:
+        return torch.randperm(size, generator=random)[:count]
+    found: dict[int, None] = {}
+    while len(found) < count:
+        found |= dict.fromkeys(torch.randint(size, (count - len(found),), generator=random).tolist())
+    return torch.tensor(list(found), dtype=torch.int64)
 
 
 def generator(seed: int, *purpose: str | int) -> torch.Generator:

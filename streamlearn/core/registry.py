@@ -5,6 +5,7 @@ Installed is not active. A plugin acts when a strategy lists it; until then it i
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -75,7 +76,13 @@ def create(name: str, options: Mapping[str, Any]) -> Plugin:
 
 def distributions_of(plugins: Sequence[Plugin]) -> dict[str, str]:
     """By the name of each plugin, the distribution and version that brought it; a class of the user's own script belongs to none."""
-    if not plugins:
-        return {}  # reading what is installed takes longer than a hundred small steps
-    owners = {entry.value.split(".")[0].split(":")[0]: f"{entry.dist.name} {entry.dist.version}" for entry in _entry_points() if entry.dist}
-    return {plugin.name: owners.get(type(plugin).__module__.split(".")[0], "") for plugin in plugins}
+    return {plugin.name: _owner(type(plugin).__module__.split(".")[0]) for plugin in plugins}
+
+
+@functools.cache  # reading what is installed takes longer than a hundred small steps; what is imported does not change any more
+def _owner(package: str) -> str:
+    """The distribution and version that registered plugins of ``package``, empty if none did."""
+    for entry in _entry_points():
+        if entry.dist and entry.value.split(".")[0].split(":")[0] == package:
+            return f"{entry.dist.name} {entry.dist.version}"
+    return ""

@@ -185,6 +185,7 @@ class Walk:
             clock.batch += 1
             if every is not None and clock.update // every > before // every:
                 self._evaluate(within=clock.experience)
+            del batch  # its memory is free when the next one is gathered: one batch at a time, and the cache stays warm
             self.between_steps("step")
 
     def _partial_step(self, patterns: tuple[str, ...], batch: Batch) -> None:
@@ -202,12 +203,11 @@ class Walk:
         run, clock = self.run, self.run.clock
         options, data, role = run.options, phase.data, phase.role
         size = phase.batch_size or options.batch_size
-        on_cpu = run.device.type == "cpu"
         if self.cursors is None:
             place = (clock.experience, clock.phase, clock.epoch)
             order = shuffled(len(data), size, options.drop_last, clock.batch, run.seed, *place)
-            for batch in data.in_order(order, size, role) if len(order) else ():
-                yield batch if on_cpu else batch.to(run.device)
+            batches = data.in_order(order, size, role) if len(order) else iter(())
+            yield from batches if run.device.type == "cpu" else (batch.to(run.device) for batch in batches)
         else:
             for _ in range(clock.batch, batches_per_epoch(len(data), size, options.drop_last)):
                 probabilities = run.hooks.provide_task_probabilities(Step(run, None))

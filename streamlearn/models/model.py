@@ -90,12 +90,11 @@ class SharedOutput(nn.Module):
 
     def forward(self, features: Tensor, task: str) -> Tensor:
         """The outputs for ``task``, ``(rows, size)``."""
-        size = self._sizes.get(task, features.shape[1])
-        if features.shape[1] < size:
-            raise DataError(
-                f"task {task!r} needs {size} outputs, the model gives {features.shape[1]}: widen its last layer, or use MultiHead"
-            )
-        return features if features.shape[1] == size else features[:, :size]
+        width = features.shape[1]
+        size = self._sizes.get(task, width)
+        if width < size:
+            raise DataError(f"task {task!r} needs {size} outputs, the model gives {width}: widen its last layer, or use MultiHead")
+        return features if width == size else features[:, :size]
 
 
 class Model(nn.Module):

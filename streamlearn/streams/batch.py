@@ -40,6 +40,11 @@ class Segment(NamedTuple):
         """The rows as a slice."""
         return slice(self.start, self.stop)
 
+    @property
+    def kind(self) -> tuple[str, tuple[str, ...], str, str]:
+        """What the rows share."""
+        return self.role, self.tasks, self.domain, self.source
+
 
 class StoredColumn(NamedTuple):
     """A column kept beside some rows, such as the logits that DER stores: ``values[i]`` belongs to row ``rows.start + i``."""
@@ -173,8 +178,9 @@ class Batch:
 
     def with_rows(self, role: str, rows: Batch) -> Batch:
         """The rows of the batch followed by ``rows``, which take the role ``role``."""
-        renamed = tuple(segment._replace(role=role) for segment in rows.segments)
-        return concatenate([self, rows.replace(segments=renamed)])
+        if any(segment.role != role for segment in rows.segments):
+            rows = rows.replace(segments=tuple(segment._replace(role=role) for segment in rows.segments))
+        return concatenate([self, rows])
 
     def select(self, role: str) -> Batch:
         """Only the rows of ``role`` (which must lie side by side), as views on this batch's tensors."""
@@ -236,11 +242,10 @@ def concatenate(batches: list[Batch]) -> Batch:
     segments: list[Segment] = []
     for batch, start in zip(batches, starts, strict=False):
         for segment in batch.segments:
-            moved = segment._replace(start=segment.start + start, stop=segment.stop + start)
-            if segments and segments[-1]._replace(start=0, stop=0) == moved._replace(start=0, stop=0):
-                segments[-1] = segments[-1]._replace(stop=moved.stop)
-            else:
-                segments.append(moved)
+            first, stop = segment.start + start, segment.stop + start
+            if segments and segments[-1].kind == segment.kind:
+                first = segments.pop().start
+            segments.append(Segment(segment.role, first, stop, segment.tasks, segment.domain, segment.source))
     stored: dict[str, StoredColumn] = {}
     for batch, start in zip(batches, starts, strict=False):
         for name, column in batch.stored.items():

@@ -20,6 +20,8 @@ from streamlearn.streams.task import Task
 __all__ = ["Columns", "Data", "JoinedData", "Source", "Target", "Transform", "join", "same_kind"]
 
 _ALL = slice(None)
+_GATHER_BYTES = 2**18  # stays in a core's cache until the last of its batches is read
+_ALIGNMENT = 64  # of an allocation of torch's, in bytes
 
 Transform = Callable[[Tensor], Tensor]
 """A change of inputs that looks at a whole batch ``(rows, ...)`` and draws nothing."""
@@ -99,29 +101,52 @@ class Data:
 
     def batch(self, positions: Tensor, role: str = "train") -> Batch:
         """The rows at ``positions`` (int64, relative to this data) as a batch of one role."""
-        return next(self.in_order(positions, max(len(positions), 1), role))
+        index = self.indices[positions]
+        return self._maker(positions, len(index), role)(0, index, *self.source.take(index))
 
     def fetch(self, index: Tensor, role: str = "train") -> Batch:
         """The rows ``index`` *of the source* (not positions within this data), all labelled, as a batch of one role."""
-        return next(Data(self.source, index, self.tasks, self.targets, self.transform, self.domain).in_order(_ALL, len(index), role))
+        rows = Data(self.source, index, self.tasks, self.targets, self.transform, self.domain)
+        return rows._maker(_ALL, len(index), role)(0, index, *self.source.take(index))
 
     def in_order(self, positions: Tensor | slice, batch_size: int, role: str = "train") -> Iterator[Batch]:
-        """The rows at ``positions`` in batches of ``batch_size``; what does not change from batch to batch is looked up once."""
-        take, transform, partly = self.source.take, self.transform, self.labelled
+        """The rows at ``positions`` in batches of ``batch_size``; what does not change from batch to batch is looked up once.
+
+        Small batches are cut out of one gather for several of them. A large one is not held on to while the next is made, which
+        then takes its place in memory, and in the processor's cache, once the caller has let go of it.
+        """
+        made, take = self._maker(positions, batch_size, role), self.source.take
+        together = _batches_at_once(self.source, batch_size)
+        for first, several in enumerate(self.indices[positions].split(batch_size * together)):  # type: ignore[no-untyped-call]
+            if together == 1:
+                yield made(first, several, *take(several))
+            else:
+                x, columns = take(several)
+                cut = {name: torch.split(column, batch_size) for name, column in columns.items()}
+                pairs = zip(torch.split(several, batch_size), torch.split(x, batch_size), strict=True)
+                for number, (index, part) in enumerate(pairs):
+                    yield made(first * together + number, index, part, {name: parts[number] for name, parts in cut.items()})
+
+    def _maker(self, positions: Tensor | slice, batch_size: int, role: str) -> Callable[[int, Tensor, Tensor, Mapping[str, Tensor]], Batch]:
+        """From a batch's number, index, inputs and columns to the batch."""
+        transform, partly = self.transform, self.labelled
         wanted = [(task, target.column, target.relabel) for task, target in self.targets.items()]
-        labelled: dict[str, Labelled] = dict.fromkeys(self.targets, EVERY_ROW)
+        everywhere: dict[str, Labelled] = dict.fromkeys(self.targets, EVERY_ROW)
         names = tuple(task.name for task in self.tasks)
-        segment = Segment(role, 0, batch_size, names, self.domain, self.source.name)
-        pieces = torch.arange(len(self))[positions].split(batch_size) if partly else ()  # type: ignore[no-untyped-call]
-        for number, index in enumerate(self.indices[positions].split(batch_size)):  # type: ignore[no-untyped-call]
-            x, columns = take(index)
+        full = Segment(role, 0, batch_size, names, self.domain, self.source.name)
+        pieces = torch.arange(len(self))[positions].split(max(batch_size, 1)) if partly else ()  # type: ignore[no-untyped-call]
+
+        def made(number: int, index: Tensor, x: Tensor, columns: Mapping[str, Tensor]) -> Batch:
+            labelled = everywhere
             targets = {task: columns[column] if relabel is None else relabel[columns[column]] for task, column, relabel in wanted}
             if partly:
                 labelled = {task: partly[task][pieces[number]] if task in partly else EVERY_ROW for task in self.targets}
                 targets = {task: _hidden(column, labelled[task]) for task, column in targets.items()}
-            if len(index) != segment.stop:
-                segment = segment._replace(stop=len(index))
-            yield Batch(x if transform is None else transform(x), targets, labelled, (segment,), index)
+            rows = index.shape[0]
+            segment = full if rows == batch_size else full._replace(stop=rows)
+            return Batch(x if transform is None else transform(x), targets, labelled, (segment,), index)
+
+        return made
 
     def subset(self, positions: Tensor) -> Data:
         """The rows at ``positions`` of this data; nothing is copied but indices."""
@@ -135,6 +160,16 @@ class Data:
     def parts(self) -> tuple[Data, ...]:
         """The homogeneous pieces: itself."""
         return (self,)
+
+
+def _batches_at_once(source: Source, batch_size: int) -> int:
+    """How many batches are cut out of one gather.
+
+    Each must start where an allocation of its own would start: what a matrix product gives depends on the alignment of its
+    operands, and a run that is resumed begins its gathers at another row.
+    """
+    size = getattr(source, "row_bytes", 0) * batch_size
+    return max(1, _GATHER_BYTES // size) if size and size % _ALIGNMENT == 0 else 1
 
 
 class JoinedData:

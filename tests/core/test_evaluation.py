@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from streamlearn import Engine, models
+from streamlearn import Engine, models, streams
 from streamlearn.streams import Task
 from streamlearn.streams.data import Data, Target
 from streamlearn.streams.sources import TensorSource
@@ -74,3 +74,25 @@ def test_what_was_measured_is_told_after_each_evaluation() -> None:
 
     Engine(net(), sgd(), [probe("watch", after_evaluation=after)]).run(class_stream())
     assert seen == [(n, [0, 1, 2]) for n in range(4)]
+
+
+def test_sets_are_kept_ready_while_they_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small ones are gathered once, large ones for every evaluation, and never all their batches at once."""
+    from streamlearn.core import evaluation
+
+    gathered: list[int] = []
+    take = TensorSource.take
+
+    def counted(self: TensorSource, index: torch.Tensor) -> Any:
+        if self.name == "test":
+            gathered.append(len(index))
+        return take(self, index)
+
+    monkeypatch.setattr(TensorSource, "take", counted)
+    x, y = torch.randn(30, 5), torch.arange(30) % 3
+    stream = streams.data_incremental((x, y), 2, test=TensorSource(x, {"y": y}, "test"))
+    for room, times in ((2**20, 2), (0, 6)):  # two sets; three evaluations of each
+        monkeypatch.setattr(evaluation, "_KEPT_BYTES", room)
+        gathered.clear()
+        Engine(nn.Linear(5, 3), sgd(), evaluation_batch_size=30).run(stream)
+        assert gathered == [30] * times

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given
@@ -90,3 +92,39 @@ def test_joined_data_answers_with_the_rows_asked_for(draw: st.DataObject) -> Non
     found = [(segment.source, int(row)) for segment in batch.segments for row in batch.index[segment.rows]]
     assert sorted(found) == sorted(everything[position] for position in positions)
     assert sorted(len(part) for part in joined.subset(torch.tensor(positions)).parts()) == sorted(s.stop - s.start for s in batch.segments)
+
+
+@pytest.mark.parametrize(("width", "divide_by"), [(16, None), (3, None), (16, 255)])
+@pytest.mark.parametrize("batch_size", [4, 7])
+def test_batches_cut_from_one_gather_are_those_gathered_one_by_one(width: int, divide_by: float | None, batch_size: int) -> None:
+    values = torch.arange(50 * width).reshape(50, width) % 251
+    x = values.float() if divide_by is None else values.to(torch.uint8)
+    source = TensorSource(x, {"y": torch.arange(50) % 3}, "many", divide_by=divide_by)
+    some = {"t": torch.arange(45) % 2 == 0}
+    rows = Data(source, torch.arange(5, 50), (TASK,), {"t": Target("y", torch.tensor([2, 1, 0]))}, labelled=some)
+    order = torch.randperm(45, generator=torch.Generator().manual_seed(0))
+    together = list(rows.in_order(order, batch_size))
+    for batch, positions in zip(together, order.split(batch_size), strict=True):
+        alone = rows.batch(positions)
+        assert torch.equal(batch.x, alone.x)
+        assert torch.equal(batch.index, alone.index)
+        assert torch.equal(batch.targets["t"], alone.targets["t"])
+        assert torch.equal(batch.labelled_rows("t"), alone.labelled_rows("t"))
+        assert batch.segments == alone.segments
+        assert batch.x.data_ptr() % 64 == 0, "a resumed run, which cuts elsewhere, would compute other bits"
+
+
+@pytest.mark.parametrize(("width", "expected"), [(16, [64]), (65536, [8] * 8)])
+def test_small_batches_are_gathered_together_and_large_ones_let_go_of(width: int, expected: list[int]) -> None:
+    class Counting(TensorSource):
+        def take(self, index: torch.Tensor):  # type: ignore[no-untyped-def]
+            asked.append(len(index))
+            return super().take(index)
+
+    asked: list[int] = []
+    source = Counting(torch.zeros(64, width), {"y": torch.zeros(64, dtype=torch.int64)}, "counting")
+    for batch in Data(source, torch.arange(64), (TASK,), {"t": Target("y")}).in_order(slice(None), 8):
+        x = weakref.ref(batch.x)
+        del batch
+        assert len(expected) == 1 or x() is None, "held on to while the next one is gathered"
+    assert asked == expected

@@ -24,6 +24,14 @@ def test_regression_loss_has_one_value_per_row() -> None:
     assert torch.equal(task.loss(outputs, target, mean=True), mse_loss(outputs, target))
 
 
+@pytest.mark.parametrize("kind", ["classification", "regression", "probabilities"])
+def test_total_loss_is_the_sum_of_the_losses(kind: str) -> None:
+    outputs = 30 * torch.randn(50, 4)
+    task = Task("t", "regression" if kind == "regression" else "classification", size=4)
+    target = {"classification": torch.arange(50) % 4, "regression": torch.randn(50, 4), "probabilities": torch.rand(50, 4).softmax(1)}[kind]
+    torch.testing.assert_close(task.total_loss(outputs, target), task.loss(outputs, target, mean=False).sum())
+
+
 def test_wrong_tasks_are_refused() -> None:
     with pytest.raises(DataError, match=r"task 't' has size 0: give at least 1 output"):
         Task("t", size=0)

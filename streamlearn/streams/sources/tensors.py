@@ -33,6 +33,9 @@ class TensorSource:
         divide_by: above 0; for integer ``x`` only. ``None`` leaves int32 and int64 (numbers of tokens) as they are.
         class_names: what people call the classes; empty when they have no names.
 
+    Attributes:
+        row_bytes: bytes of one input in a batch. Telling it allows that rows of several small batches are taken at once.
+
     Raises:
         DataError: there are no rows or no targets, lengths differ, a float is not finite, a label is negative, or ``x`` has
             a type that no model can read.
@@ -55,6 +58,7 @@ class TensorSource:
         if not self.targets:
             raise DataError(f"source {name!r} has no targets: give at least one column")
         self._divide_by = divide_by
+        self.row_bytes = self._x[0].numel() * (self._x.element_size() if divide_by is None else torch.float32.itemsize)
         self._fingerprint: str | None = None
 
     @classmethod
