@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from loops import Pairs, bare, evaluate, ewc, fisher_row_by_row, mlp, naive, replay, sgd
+from loops import Pairs, bare, convolutional, evaluate, ewc, fisher_row_by_row, mlp, naive, replay, sgd
 from timing import interleaved, ratio, save
 
 from streamlearn import Engine, Plugin, PluginInfo, hookimpl, streams
@@ -171,14 +171,18 @@ def _compared(seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 def importance(rounds: int) -> dict[str, Any]:
     """One importance pass over 2,000 digits: closed form, per-row loop, and Avalanche's (which squares batch means)."""
+    train, _, _ = split_mnist()
+    x, y = train[0][0][:2000], train[0][1][:2000]
+    networks = {"-".join(map(str, widths)): mlp(*widths) for widths in NETWORKS} | {"two convolutions": convolutional()}
+    return {name: _importance(rounds, network, x, y) for name, network in networks.items()}
+
+
+def _importance(rounds: int, network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, Any]:
     import peers
 
     from streamlearn.core.importance import importance as importance_pass
     from streamlearn.streams import Batch, Task
 
-    train, _, _ = split_mnist()
-    x, y = train[0][0][:2000], train[0][1][:2000]
-    network = mlp(*WIDTHS)
     model = Model.of(network)
     model.grow([Task("y", size=10)])
     names = frozenset(name for name, _ in model.named_parameters())

@@ -20,6 +20,12 @@ def mlp(*widths: int) -> nn.Module:
     return nn.Sequential(*layers[:-1])
 
 
+def convolutional() -> nn.Module:
+    """Two strided convolutions and a linear layer, for flattened 28 x 28 digits."""
+    first, second = nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.Conv2d(16, 32, 3, stride=2, padding=1)
+    return nn.Sequential(nn.Unflatten(1, (1, 28, 28)), first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.Linear(32 * 7 * 7, 10))
+
+
 def sgd(parameters) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
 
