@@ -54,6 +54,8 @@ def engine(figures: dict[str, Any]) -> Iterator[str]:
     yield from ("## What the engine costs", "")
     yield "`python benchmarks/engine.py` (CPU time, one thread, candidates interleaved; ratios within a round, never seconds)."
     yield f"Taken on a shared machine with two cores, whose noise the quartiles show: {machine(figures)}."
+    yield "How far any loop leads over Avalanche depends on the share of matrix products, which cost all alike: compare the rows"
+    yield "`avalanche, tensors / by hand`, which no library can surpass by much. Importance in convolutions is bounded by their own passes."
     yield from ("", "| work | ratio | median | quartiles | of the fastest rounds | aim |", "|---|---|---|---|---|---|")
     for part in ("overhead", "methods", "importance", "growth"):
         yield from rows((part,), figures[part])
