@@ -54,6 +54,11 @@ class Engine:
         evaluation_batch_size: rows per pass in evaluations.
         checkpoint_every: save also after every so many updates; a run with an output folder is always saved at its start and
             after each experience.
+        microbatches: parts into which the rows of each batch are split, each with a pass of its own, at least 1; gradients are
+            averaged before a combiner sees them. Less memory for the same update: equal but for the last bits without layers that
+            mix rows, such as BatchNorm, which moves its statistics once for each part.
+        compile: compile the encoder with ``torch.compile``: ``True``, or the name of a backend. Passes that tap activations or run at
+            other parameters are not compiled.
         progress: told after every step and experience.
 
     Raises:
@@ -84,11 +89,14 @@ class Engine:
         evaluate_every: int | None = None,
         evaluation_batch_size: int = 1024,
         checkpoint_every: int | None = None,
+        microbatches: int = 1,
+        compile: bool | str = False,
         progress: Progress | None = None,
     ) -> None:
         self.options = Options(
-            epochs, batch_size, seed, str(device), drop_last, evaluate, evaluate_every, evaluation_batch_size, checkpoint_every
-        )
+            epochs, batch_size, seed, str(device), drop_last, evaluate, evaluate_every, evaluation_batch_size, checkpoint_every,
+            microbatches, compile,
+        )  # fmt: skip
         if not callable(model) or not callable(optimizer):
             raise ConfigurationError(
                 "Engine: model must be a torch module or a function that builds one, optimizer a function of the parameters"
@@ -170,9 +178,9 @@ class Engine:
     def _walk(self, run: Run, folder: Path | None, resume: bool, description: Mapping[str, Any]) -> Result:
         session = Session(run, folder, self._progress)
         begun = resume and folder is not None and not never_saved(run, folder)
-        cursors = restore(run, folder) if begun and folder is not None else None
+        restored = restore(run, folder) if begun and folder is not None else None
         evaluator = Evaluator(run.stream, self.options.evaluation_batch_size)
-        session.walk = Walk(run, evaluator, session.between_steps, cursors)
+        session.walk = Walk(run, evaluator, session.between_steps, restored)
         try:
             with session.interruptible():
                 if not begun and run.hooks.before_run is not None:
@@ -238,7 +246,15 @@ class Engine:
                 model = hooks.transform_model(model, run)
         model.to(run.device)
         run.attach(model, Optimization(self._optimizer, model), copy.deepcopy(model))
+        if self.options.compile:
+            backend = self.options.compile if isinstance(self.options.compile, str) else "inductor"
+            run.encode = torch.compile(model.encode, backend=backend)
+        if run.rows_at_features and self.options.microbatches > 1:
+            raise ConfigurationError(
+                f"{', '.join(run.implementers('provide_gradient_combination'))} combines at the features, which microbatches="
+                f"{self.options.microbatches} splits: leave microbatches at 1, or take a combiner at the parameters"
+            )
 
 
 def _save_final(run: Run, folder: Path) -> None:
-    write_checkpoint(folder, run.clock.update, {**run.state_dict(), "cursors": None})
+    write_checkpoint(folder, run.clock.update, {**run.state_dict(), "walk": {}})

@@ -44,9 +44,10 @@ class Forward(Mapping[str, Tensor]):
         taps: ``{name: path of a module}`` whose outputs are kept.
         seed: arguments of `seed_forward`, called right before the encoder runs: every view of a step draws the same masks.
         end: called right after; the step commits buffers here.
+        encode: the model's encoder, compiled; used at the model's own parameters when nothing is tapped.
     """
 
-    __slots__ = ("_direct", "_end", "_features", "_model", "_outputs", "_parts", "_paths", "_seed", "_state", "_taps", "_x")
+    __slots__ = ("_direct", "_encode", "_end", "_features", "_model", "_outputs", "_parts", "_paths", "_seed", "_state", "_taps", "_x")
 
     def __init__(
         self,
@@ -56,8 +57,10 @@ class Forward(Mapping[str, Tensor]):
         taps: Mapping[str, str] | None = None,
         seed: tuple[int, int, torch.device] | None = None,
         end: Callable[[], None] | None = None,
+        encode: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._model = model
+        self._encode = encode or model.encode
         self._x = x
         self._state = state
         self._direct = state is None
@@ -84,7 +87,7 @@ class Forward(Mapping[str, Tensor]):
                 with _tapped(self._model, self._paths, self._taps):
                     self._features = self._run("encode", self._x)
             elif self._direct:
-                self._features = self._model.encode(self._x)
+                self._features = self._encode(self._x)
             else:
                 self._features = self._run("encode", self._x)
             if self._end is not None:
@@ -183,22 +186,35 @@ class Teacher:
     """A model that is read but not trained. Plugins that ask for equal teachers share one.
 
     Args:
-        source: ``"copy"`` of the model, or a module given by the user.
+        source: ``"copy"`` of the model, ``"ema"``: the exponential moving average of its weights and buffers from the start of the
+            first experience on, or a module given by the user.
         refresh: when a copy is taken anew: ``"experience"``, at the start of every experience but the first. Until it has been
             taken, ``step.teacher(name)`` is ``None``.
+        decay: of the average, in [0, 1): after each update θ_teacher ← decay · θ_teacher + (1 - decay) · θ.
     """
 
-    source: Literal["copy"] | nn.Module = "copy"
+    source: Literal["copy", "ema"] | nn.Module = "copy"
     refresh: Literal["experience", "never"] = "experience"
+    decay: float = 0.999
 
 
 def make_teacher(teacher: Teacher, model: Model) -> Model:
     """A frozen model in evaluation mode, as ``teacher`` says."""
-    source = copy.deepcopy(model) if teacher.source == "copy" else Model.of(teacher.source)
+    source = copy.deepcopy(model) if isinstance(teacher.source, str) else Model.of(teacher.source)
     for parameter in source.parameters():
         parameter.requires_grad_(False)
         parameter.grad = None
     return source.eval()
+
+
+@torch.no_grad()
+def average(teacher: Model, model: Model, decay: float) -> None:
+    """Move ``teacher`` towards ``model``: what is not a floating-point number is copied."""
+    for mine, theirs in zip(teacher.state_dict().values(), model.state_dict().values(), strict=True):
+        if mine.is_floating_point():
+            mine.lerp_(theirs, 1 - decay)
+        else:
+            mine.copy_(theirs)
 
 
 @torch.no_grad()

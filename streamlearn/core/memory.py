@@ -19,7 +19,7 @@ from torch import Tensor
 from streamlearn.core.randomness import distinct, subseed
 from streamlearn.errors import ConfigurationError
 from streamlearn.streams.batch import Batch, concatenate
-from streamlearn.streams.data import Data, JoinedData, same_kind
+from streamlearn.streams.data import Data, JoinedData, join, same_kind
 
 __all__ = ["Memories", "Policy", "ReplayMemory", "quotas"]
 
@@ -163,6 +163,13 @@ class ReplayMemory:
         kinds = np.array(self._kind_of_part)[parts]
         return concatenate([_rows_of(self._kinds[k], index[torch.from_numpy(kinds == k)]) for k in np.unique(kinds)])
 
+    def data(self) -> Data | JoinedData | None:
+        """Everything kept, to be trained on like the data of an experience; ``None`` while empty."""
+        kinds = np.array(self._kind_of_part, np.int64)[self._part]
+        chosen = [(self._kinds[kind], torch.from_numpy(self._index[kinds == kind])) for kind in np.unique(kinds)]
+        pieces: list[Data | JoinedData] = [_piece_of(kind, index) for kind, index in chosen]
+        return join(pieces) if pieces else None
+
     def all_rows(self) -> Batch | None:
         """Everything kept, as one batch of role ``"memory"``; ``None`` while empty."""
         return self._fetch(np.arange(len(self._index))) if len(self._index) else None
@@ -186,8 +193,19 @@ def _rows_of(piece: Data, index: Tensor) -> Batch:
     """The rows ``index`` of the source of ``piece``; a row that came without a label is replayed without one."""
     if not piece.labelled:
         return piece.fetch(index, "memory")
+    return piece.batch(_positions(piece, index), "memory")
+
+
+def _piece_of(piece: Data, index: Tensor) -> Data:
+    """The rows ``index`` of the source of ``piece``, as data."""
+    if piece.labelled:
+        return piece.subset(_positions(piece, index))
+    return Data(piece.source, index, piece.tasks, piece.targets, piece.transform, piece.domain)
+
+
+def _positions(piece: Data, index: Tensor) -> Tensor:
     order = piece.indices.argsort()
-    return piece.batch(order[torch.searchsorted(piece.indices[order], index)], "memory")
+    return order[torch.searchsorted(piece.indices[order], index)]
 
 
 class Memories:

@@ -29,6 +29,21 @@ class Objective:
     shares: Mapping[str, float | Tensor] = field(default_factory=dict)
 
     @classmethod
+    def average(cls, parts: Sequence[tuple[Objective, float]]) -> Objective:
+        """Of objectives on parts of a batch and the share of each: row by row and term by term, for the record."""
+        if len(parts) == 1:
+            return parts[0][0]
+
+        def mean(which: str) -> dict[str, Any]:
+            found: dict[str, list[tuple[Tensor, float]]] = {}
+            for objective, share in parts:
+                for name, value in getattr(objective, which).items():
+                    found.setdefault(name, []).append((value, share))
+            return {name: sum(v * s for v, s in pairs) / sum(s for _, s in pairs) for name, pairs in found.items()}
+
+        return cls(mean("losses"), mean("terms"), mean("shares"))
+
+    @classmethod
     def merge(cls, objectives: Sequence[Objective]) -> Objective:
         """The mean of several objectives, row by row and term by term (over the episodes in which each occurs)."""
 

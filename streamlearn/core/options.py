@@ -25,14 +25,20 @@ class Options:
     evaluate_every: int | None = None
     evaluation_batch_size: int = 1024
     checkpoint_every: int | None = None
+    microbatches: int = 1
+    compile: bool | str = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "evaluation_batch_size", "evaluate_every", "checkpoint_every"):
+        for name in ("epochs", "batch_size", "evaluation_batch_size", "evaluate_every", "checkpoint_every", "microbatches"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigurationError(f"Engine: {name} is {value!r}, but it must be a whole number of at least 1")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ConfigurationError(f"Engine: seed is {self.seed!r}, but it must be a whole number")
+        if not isinstance(self.compile, bool | str):
+            raise ConfigurationError(
+                f"Engine: compile is {self.compile!r}, but it must be True, False or the name of a backend of torch.compile"
+            )
         try:
             torch.device(self.device)
         except RuntimeError:

@@ -15,6 +15,7 @@ from torch import Tensor
 from streamlearn.core.forward import Forward, copied
 from streamlearn.core.gradients import named_gradients
 from streamlearn.core.objective import Objective, evaluate, weigh
+from streamlearn.core.randomness import subseed
 from streamlearn.core.supervision import RowLosses, Supervision, losses_of_rows, supervise
 from streamlearn.errors import TrainingError
 from streamlearn.streams import Batch
@@ -33,8 +34,23 @@ class Step:
     """
 
     __slots__ = (
-        "_batch", "_committed", "_forward", "_live", "_parameters", "_parent_rows", "_root", "_row_losses", "_supervision", "_teachers",
-        "_terms", "gradients", "objective", "run", "update", "updated",
+        "_batch",
+        "_committed",
+        "_forward",
+        "_forward_seed",
+        "_live",
+        "_parameters",
+        "_parent_rows",
+        "_root",
+        "_row_losses",
+        "_supervision",
+        "_teachers",
+        "_terms",
+        "gradients",
+        "objective",
+        "run",
+        "update",
+        "updated",
     )  # fmt: skip
 
     def __init__(self, run: Run, batch: Batch | None, root: Step | None = None, parameters: Mapping[str, Tensor] | None = None) -> None:
@@ -49,6 +65,7 @@ class Step:
         self._terms: Mapping[str, Tensor] | None = None
         self._teachers: dict[str, Forward] | None = None
         self._committed = False
+        self._forward_seed: int = run.forward_seed if root is None else root._forward_seed
         self.update = run.clock.update
         self.objective: Objective | None = None
         self.gradients: Mapping[str, Tensor] | None = None
@@ -67,6 +84,23 @@ class Step:
         if self._batch is None:
             raise TrainingError("the batch of this step has not been drawn yet: read it in before_step or later")
         return self._batch
+
+    def parts(self, count: int) -> list[tuple[Step, float]]:
+        """The step in ``count`` parts of nearly equal size, each a step of its own, and the share of the labelled rows that each has.
+
+        The rows of every segment are spread over all parts. With ``count`` 1, or fewer rows, it is the step itself.
+        """
+        if count == 1 or len(self.batch) < count:
+            return [(self, 1.0)]
+        pieces = [piece for piece in self.batch.split(count) if len(piece)]
+        labelled = [piece.count_labelled() for piece in pieces]
+        total = sum(labelled)
+        found = []
+        for number, piece in enumerate(pieces):
+            part = Step(self.run, piece)
+            part._forward_seed = subseed(self._forward_seed, number)  # masks of its own
+            found.append((part, labelled[number] / total if total else len(piece) / len(self.batch)))
+        return found
 
     def draw(self, memory: str, rows: int, *, purpose: str = "") -> Batch | None:
         """At most ``rows`` rows of the replay memory ``memory``, ``None`` while it is empty.
@@ -88,6 +122,11 @@ class Step:
         if self._forward is None:
             self._forward = self._make_forward()
         return self._forward
+
+    @property
+    def outputs_were_read(self) -> bool:
+        """Whether the encoder has run for this view."""
+        return self._forward is not None and self._forward.has_run
 
     def tap(self, name: str, role: str | None = None) -> Tensor:
         """The tapped activation ``name`` (``"features"`` is always there), on all rows or on those of ``role``."""
@@ -118,13 +157,13 @@ class Step:
 
     def _make_forward(self) -> Forward:
         run = self.run
-        seed = (run.forward_seed, self.update, run.device)
+        seed = (self._forward_seed, self.update, run.device)
         if not run.has_buffers and self._parameters is None:
-            return Forward(run.model, self.batch.x, None, run.taps, seed)
+            return Forward(run.model, self.batch.x, None, run.taps, seed, encode=run.encode)
         root = self.root
         commits = not root._committed and (self._batch is root._batch or self._parent_rows is not None)
         if self._parameters is None and commits:
-            forward = Forward(run.model, self.batch.x, None, run.taps, seed, self._commit)
+            forward = Forward(run.model, self.batch.x, None, run.taps, seed, self._commit, run.encode)
             _ = forward.features  # at once: a view that ran in between would commit, and this pass commit a second time
             return forward
         # other parameters, or buffers that were committed already: run on copies of the buffers

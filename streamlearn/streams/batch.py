@@ -7,7 +7,7 @@ anything that a plugin wants to know about "the memory rows" or "the rows of tas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -199,6 +199,52 @@ class Batch:
                 if c.rows.start >= start and c.rows.stop <= stop
             },
         )
+
+    def take(self, pieces: Sequence[tuple[Segment, slice]]) -> Batch:
+        """The rows of some pieces of segments (slices within the batch), one after another."""
+        parts = []
+        for segment, rows in pieces:
+            first, stop, _ = rows.indices(len(self))
+            stored = {}
+            for name, column in self.stored.items():
+                start, end = max(column.rows.start, first), min(column.rows.stop, stop)
+                if start < end:
+                    values = column.values[start - column.rows.start : end - column.rows.start]
+                    stored[name] = StoredColumn(slice(start - first, end - first), values)
+            targets = {task: column[rows] for task, column in self.targets.items()}
+            labelled = {task: _narrow(known, first, stop) for task, known in self.labelled.items()}
+            moved = segment._replace(start=0, stop=stop - first)
+            parts.append(Batch(self.x[rows], targets, labelled, (moved,), self.index[rows], stored))
+        return concatenate(parts)
+
+    def split(self, count: int) -> list[Batch]:
+        """``count`` batches: the rows of each segment are spread evenly over them, in their order."""
+        found = []
+        for number in range(count):
+            pieces = []
+            for segment in self.segments:
+                size = segment.stop - segment.start
+                first, stop = segment.start + size * number // count, segment.start + size * (number + 1) // count
+                if first < stop:
+                    pieces.append((segment, slice(first, stop)))
+            if pieces:
+                found.append(self.take(pieces))
+        return found
+
+    def by_domain(self) -> dict[str, Batch]:
+        """The rows of each domain as a batch of their own, in order of their first row: the episodes of a meta-batch."""
+        return {
+            domain: self.take([(segment, segment.rows) for segment in self.segments if segment.domain == domain]) for domain in self.domains
+        }
+
+    def count_labelled(self) -> int:
+        """How many rows carry a label of any task."""
+        if any(isinstance(rows, slice) and rows == EVERY_ROW for rows in self.labelled.values()):
+            return len(self)
+        seen = torch.zeros(len(self), dtype=torch.bool, device=self.x.device)
+        for task in self.labelled:
+            seen |= self.labelled_rows(task)
+        return int(seen.sum())
 
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``; ``index`` stays on the CPU, where identities are compared."""

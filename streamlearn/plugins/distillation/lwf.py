@@ -62,7 +62,7 @@ class LwF(Plugin):
         family="distillation",
         summary="Distils the model of the last experience into the present one, on the present inputs.",
         reference="Li & Hoiem 2016, ECCV, eqs. 2-3",
-        passes=Passes(teacher=1),
+        passes=Passes(teachers=frozenset({"previous"})),
         memory="1 x the model",
         strength="strength",
     )
