@@ -42,7 +42,7 @@ class Clock:
 
     @property
     def progress(self) -> float:
-        """How much of the current phase is done, from 0 to below 1: what ramps go by."""
+        """How much of the current phase is done: what ramps go by. From 0 to below 1 in its steps, 1 after the last of them."""
         return (self.epoch + self.batch / max(self.batches, 1)) / max(self.epochs, 1)
 
     def to_json(self) -> dict[str, int | bool]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from streamlearn.core.forward import Forward
 from streamlearn.core.importance import evaluating
-from streamlearn.core.randomness import forked
+from streamlearn.core.randomness import forked, subseed
 from streamlearn.streams import Batch, Task
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from streamlearn.streams import EvaluationSet, Stream
     from streamlearn.streams.data import Data, JoinedData
 
-__all__ = ["Count", "Evaluation", "Evaluator"]
+__all__ = ["Count", "Evaluation", "Evaluator", "without_labels"]
 
 
 SUPPORT = "support"
@@ -81,6 +81,7 @@ class Evaluator:
             if hooks.before_evaluation is not None:
                 hooks.before_evaluation(evaluation)
             for number in range(len(self._stream)):
+                torch.default_generator.manual_seed(subseed(run.seed, "evaluation rows", number))  # of a data set that augments
                 chosen, batches = self._set(number, run.device)
                 with torch.no_grad():
                     lines = self._measure_set(chosen, batches, evaluation, metrics)
@@ -131,7 +132,9 @@ class Evaluator:
         else:
             count.reason = f"the active predictor gives no outputs for task {name!r} yet"
             return
-        target = batch.targets[name][rows]
+        target, known = batch.targets[name][rows], batch.labelled[name]
+        if isinstance(known, Tensor):  # some rows have no label
+            found, target = found[known[rows]], target[known[rows]]
         count.add(found, target)
         for metric in metrics.values():
             metric.update(found, target)
@@ -141,12 +144,13 @@ class Evaluator:
         if number in self._kept:
             return self._kept[number]
         chosen = self._stream.evaluation(number)
-        rows = chosen.data.parts()
-        batches = (batch.to(device) for part in rows for batch in part.in_order(slice(None), self._batch_size, "evaluation"))
+        # the unit of data may be an episode of several rows
+        parts = [(part, max(1, self._batch_size * len(part) // max(len(part.indices), 1))) for part in chosen.data.parts()]
+        batches = (batch.to(device) for part, size in parts for batch in part.in_order(slice(None), size, "evaluation"))
         first = next(batches, None)
-        if first is None:
+        if first is None or not len(first):
             return chosen, ()
-        size = sum(tensor.nbytes for tensor in first.tensors()) * -(-len(chosen.data) // len(first))
+        size = sum(tensor.nbytes for tensor in first.tensors()) * -(-sum(len(part.indices) for part, _ in parts) // len(first))
         if size > self._room:  # told from one batch: all of them together may not fit into memory
             return chosen, itertools.chain([first], batches)
         self._room -= size
@@ -158,11 +162,10 @@ def _predictions(batch: Batch, evaluation: Evaluation) -> Mapping[str, Tensor]:
     provide = evaluation.run.hooks.provide_predictions
     if provide is None:
         return Forward(evaluation.run.model, batch.x, encode=evaluation.run.encode)
-    unlabelled = _without_labels(batch)
-    return provide(unlabelled, evaluation)  # type: ignore[no-any-return]
+    return provide(without_labels(batch), evaluation)  # type: ignore[no-any-return]
 
 
-def _without_labels(batch: Batch) -> Batch:
+def without_labels(batch: Batch) -> Batch:
     """``batch`` without labels, but for those of ``support`` rows, which are given to be learnt from."""
     rows = batch.rows(SUPPORT)
     if rows.start == rows.stop:
@@ -195,11 +198,12 @@ class Count:
 
     def state_dict(self) -> dict[str, Any]:
         """The sums so far."""
-        return {"rows": self._rows, "good": float(self._good), "loss": None if self._loss is None else float(self._loss)}
+        loss = None if self._loss is None else float(self._loss)
+        return {"rows": self._rows, "good": float(self._good), "loss": loss, "reason": self.reason}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self._rows, self._good, self._loss = int(state["rows"]), state["good"], state["loss"]
+        self._rows, self._good, self._loss, self.reason = int(state["rows"]), state["good"], state["loss"], state["reason"]
 
     def line(self) -> dict[str, Any]:
         reason = self.reason or (None if self._rows else "the set has no row for this task")

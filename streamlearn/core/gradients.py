@@ -91,20 +91,24 @@ class Combination:
         if weighted is not None and losses:
             found = torch.autograd.grad(weighted, list(losses.values()), retain_graph=True, allow_unused=True)
             for (name, loss), weight in zip(losses.items(), found, strict=True):
-                row = self._row(torch.zeros_like(loss) if weight is None else share * weight.detach() * loss, part)
+                row = self._row(name, torch.zeros_like(loss) if weight is None else share * weight.detach() * loss, part)
                 self._rows[name] = self._rows[name] + row if name in self._rows else row
         if weighted is not None:
             self._add_plain(share * weighted, self._own)
         for term in objective.terms.values():
             self._add_plain(share * term, self._parameters)
 
-    def _row(self, loss: Tensor, part: Step) -> Tensor:
-        if self._at_features:
+    def _row(self, name: str, loss: Tensor, part: Step) -> Tensor:
+        wanted: Mapping[str, Tensor] = self._shared
+        if self._at_features and self._shared:
             self._features = part.outputs.features  # unsplit: a slice of it would miss every path through the whole
-            wanted: Mapping[str, Tensor] = {"features": self._features}
-        else:
-            wanted = self._shared
+            wanted = {"features": self._features} if self._features.requires_grad else {}
         found = named_gradients(loss, wanted, retain_graph=True)
+        if self._at_features and not found and named_gradients(loss, self._shared, retain_graph=True):
+            raise TrainingError(
+                f"row {name!r} does not come from the features of the step (a look-ahead, or rows of a plugin's own), where "
+                f"{', '.join(part.run.implementers('provide_gradient_combination'))} combines: take a combiner at the parameters"
+            )
         self._touched |= found.keys()
         flat = [(found[key] if key in found else torch.zeros_like(p)).flatten() for key, p in wanted.items()]
         return torch.cat(flat) if flat else loss.new_zeros(0)
@@ -122,7 +126,7 @@ class Combination:
             parameter.grad = total.get(name)
 
     def _combined(self) -> dict[str, Tensor]:
-        if not self._rows or not self._shared:
+        if not self._rows or not self._shared or (self._at_features and not self._touched):
             return {}
         rows = TaskRows(tuple(self._rows), torch.stack(list(self._rows.values())), self._features)
         flat = rows.combine(self._step.run.hooks.provide_gradient_combination(rows, self._step)).detach()

@@ -114,6 +114,10 @@ class ReplayMemory:
 
     def _add_part(self, part: Part, piece: Data) -> None:
         """Remember where rows come from; parts that differ only in their rows are fetched by one gather."""
+        if len(piece) != len(piece.indices):
+            raise ConfigurationError(
+                f"memory {self.name!r} keeps rows, but experience {part[0]} has episodes, where alone rows have labels: leave replay out"
+            )
         kind = next(
             (number for number, known in enumerate(self._kinds) if not (known.labelled or piece.labelled) and same_kind(known, piece)),
             len(self._kinds),
@@ -133,15 +137,21 @@ class ReplayMemory:
                 f"memory {self.name!r} is class-balanced, but rows of {piece.source.name!r} have no labels: use 'reservoir'"
             )
         # classes of different tasks, or of the same task in different domains, are told apart by the source's own numbers
-        target = next(iter(piece.targets.values()))
-        return piece.source.take(index).targets[target.column].numpy().astype(np.int64)
+        task, target = next(iter(piece.targets.items()))
+        groups = piece.source.take(index).targets[target.column].numpy().astype(np.int64)
+        if task in piece.labelled:  # what is hidden must not steer which rows are kept: such rows are a group of their own
+            groups[~piece.labelled[task][_positions(piece, index)].numpy()] = -1
+        return groups
 
     def _survivors(self) -> np.ndarray:
         if len(self._index) <= self.capacity:
             return np.arange(len(self._index))
         order = np.lexsort((self._priority, self._group))
-        _, first, counts = np.unique(self._group[order], return_index=True, return_counts=True)
-        allowed = quotas(counts, self.capacity)
+        names, first, counts = np.unique(self._group[order], return_index=True, return_counts=True)
+        # which groups get what cannot be shared equally is drawn once for all: with more groups than places, not the oldest stay
+        rank = np.argsort([subseed(self._seed, "group", int(name)) for name in names])
+        allowed = np.zeros_like(counts)
+        allowed[rank] = quotas(counts[rank], self.capacity)
         return np.sort(np.concatenate([order[f : f + a] for f, a in zip(first, allowed, strict=True)]))
 
     def _keep(self, places: np.ndarray) -> None:
@@ -232,6 +242,15 @@ class Memories:
                 f"{capacity}, {policy}: make them agree, or give one of them another memory name"
             )
         return memory
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The memories that plugins have opened."""
+        return tuple(self._memories)
+
+    def find(self, name: str) -> ReplayMemory | None:
+        """The memory ``name``, if a plugin has opened it."""
+        return self._memories.get(name)
 
     def draw(self, name: str, rows: int, update: int, purpose: str) -> Batch | None:
         """One draw per step, number of rows and purpose; who asks again gets the same rows."""

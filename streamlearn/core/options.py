@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +30,11 @@ class Options:
     compile: bool | str = False
 
     def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "seed", "evaluation_batch_size", "evaluate_every", "checkpoint_every", "microbatches"):
+            if hasattr(type(getattr(self, name)), "__index__") and not isinstance(getattr(self, name), bool):
+                object.__setattr__(self, name, operator.index(getattr(self, name)))  # numpy's whole numbers are welcome
+        if not isinstance(self.drop_last, bool):
+            raise ConfigurationError(f"Engine: drop_last is {self.drop_last!r}, but it must be True or False")
         for name in ("epochs", "batch_size", "evaluation_batch_size", "evaluate_every", "checkpoint_every", "microbatches"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):

@@ -94,7 +94,7 @@ class PluginInfo:
 class PluginConfig(pydantic.BaseModel):
     """Base of a plugin's options: frozen, typed, unknown keys refused."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 class Plugin:

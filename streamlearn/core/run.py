@@ -82,6 +82,7 @@ class Run:
         self.model: Model
         self.optimization: Optimization
         self.initial: Model
+        self.keeps_initial = False  # whether a new process could not draw the initial weights again
         self.pending_optimization: dict[str, Any] | None = None
         self.frozen_by_phase: frozenset[int] = frozenset()
         self._restricted: dict[frozenset[str], HookTable] = {}
@@ -198,6 +199,7 @@ class Run:
         regression = frozenset(task.name for task in self.tasks.values() if task.kind == "regression")
         rows = self.batches(self.data() if data is None else data, batch_size)
         with forked(self.device):
+            torch.default_generator.manual_seed(subseed(self.seed, "importance rows", self.clock.experience))  # of data that augment
             return importance(self.model, rows, labels, names, regression)
 
     def offer(self, memory: ReplayMemory, batch: Batch, role: str = "train") -> None:
@@ -291,6 +293,7 @@ class Run:
             "plugins": {plugin.name: plugin.state_dict() for plugin in self.plugins},
             "meter": self.meter.state_dict(),
             "classes_seen": {task: list(classes) for task, classes in self.classes_seen.items()},
+            "initial": dict(self.initial.state_dict()) if self.keeps_initial else {},
             "record": self.record.position,
             "times": self.times.position,
         }
@@ -298,6 +301,8 @@ class Run:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave; the model must have its structure again and ``experience`` be entered."""
         self.model.load_state_dict(state["model"]["tensors"])
+        if state["initial"]:
+            self.initial.load_state_dict(state["initial"])
         for name, tensors in state["modules"].items():
             self.modules[name].load_state_dict(tensors)
         frozen = set(state["frozen"])

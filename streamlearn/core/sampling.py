@@ -84,7 +84,7 @@ class TaskCursors:
         start = 0
         for part in data.parts():
             here = torch.arange(start, start + len(part))
-            for task in part.tasks:
+            for task in part.tasks if len(part) else ():
                 known = self._positions.get(task.name)
                 self._positions[task.name] = here if known is None else torch.cat([known, here])
             start += len(part)

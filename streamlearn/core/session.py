@@ -80,7 +80,7 @@ class Session:
             if not bool(parameter.isfinite().all()):
                 raise DivergenceError(
                     f"parameter {name!r} is not finite at {self.run.clock}, though every loss was: the last checkpoint is kept; "
-                    "clip gradients or lower the learning rate, and resume"
+                    "start again, in another folder, with clipped gradients or a lower learning rate"
                 )
 
     @contextlib.contextmanager
@@ -111,7 +111,9 @@ def locked(folder: Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    with (folder / ".lock").open("w") as handle:
+    with disk_errors(folder):
+        handle = (folder / ".lock").open("w")
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -195,7 +197,7 @@ def restore(run: Run, folder: Path) -> dict[str, Any] | None:
     with forked(run.device):
         _restore(run, state)
     run.record.truncate(state["record"])
-    run.times.truncate(state["times"])
+    run.times.truncate(min(state["times"], run.times.position))  # no result depends on them
     return state["walk"]  # type: ignore[no-any-return]
 
 

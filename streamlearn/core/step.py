@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from streamlearn.core.gradients import Combination
@@ -56,17 +57,14 @@ def train_step(run: Run, batch: Batch, predicted: Callable[[Step], None] | None 
         hooks.before_step(step)
 
     combination = None if hooks.provide_gradient_combination is None else Combination(step)
-    parts = step.parts(run.options.microbatches)
-    done = []
-    for part, share in parts if run.trains else ():
-        objective = _differentiate(part, share, combination)
-        if objective is not None:
-            done.append((objective, share))
-    if predicted is not None:
-        for part, _ in parts:
-            predicted(part)
-    if done:
-        step.objective = Objective.average(done)
+    if 1 < run.options.microbatches <= len(step.batch):
+        _in_parts(step, combination, predicted)
+    else:
+        found = _differentiate(step, 1.0, combination, run.meter.add) if run.trains else None
+        step.objective = None if found is None else found[0]
+        if predicted is not None:
+            predicted(step)
+    if step.objective is not None:
         if combination is not None:
             combination.write()
         _update(step)
@@ -75,8 +73,27 @@ def train_step(run: Run, batch: Batch, predicted: Callable[[Step], None] | None 
         hooks.after_step(step)
 
 
-def _differentiate(part: Step, share: float, combination: Combination | None) -> Objective | None:
-    """The objective on ``part`` of a step's rows, and ``share`` of its gradient; ``None`` when there is nothing to minimise."""
+def _in_parts(step: Step, combination: Combination | None, predicted: Callable[[Step], None] | None) -> None:
+    """The objective of ``step`` and its gradient, part by part: the graph of one is gone when the next is made."""
+    run = step.run
+    done, total = [], torch.zeros((), device=run.device)
+    for part, share in step.parts(run.options.microbatches):
+        found = _differentiate(part, share, combination, run.meter.guard) if run.trains else None
+        if predicted is not None:
+            predicted(part)
+        if found is not None:
+            done.append((found[0].detached(), share))
+            total = total + share * found[1].detach()
+        del part, found
+    if done:
+        step.objective = Objective.average(done)
+        run.meter.add(step.objective, total, run)
+
+
+def _differentiate(
+    part: Step, share: float, combination: Combination | None, watch: Callable[[Objective, Tensor, Run], object]
+) -> tuple[Objective, Tensor] | None:
+    """The objective on ``part`` of a step's rows with s + P, and ``share`` of its gradient; ``None`` if there is nothing to minimise."""
     run = part.run
     wrap = run.hooks.around_objective
     objective: Objective = evaluate(part) if wrap is None else wrap(evaluate, part)
@@ -86,12 +103,12 @@ def _differentiate(part: Step, share: float, combination: Combination | None) ->
         total = term if total is None else total + term
     if total is None or not total.requires_grad:
         return None
-    run.meter.add(objective, total, run)  # stops here if anything is not finite
+    watch(objective, total, run)  # stops here if anything is not finite
     if combination is not None:
         combination.add(objective, weighted, part, share)
     else:
         (total if share == 1.0 else share * total).backward()  # type: ignore[no-untyped-call]
-    return objective
+    return objective, total
 
 
 def _plain_step(run: Run, batch: Batch) -> None:

@@ -14,12 +14,13 @@ from streamlearn.core.forward import resolve_taps
 from streamlearn.core.meter import Meter
 from streamlearn.core.phases import ALL, Phase, select_names
 from streamlearn.core.prequential import Prequential
-from streamlearn.core.randomness import forked, subseed
+from streamlearn.core.randomness import forked, seed_forward, subseed
 from streamlearn.core.sampling import Rounds, TaskCursors, batches_per_epoch, shuffled
 from streamlearn.core.step import Step, train_step
 from streamlearn.errors import ConfigurationError
 from streamlearn.streams import Batch, Experience
 from streamlearn.streams.batch import concatenate
+from streamlearn.streams.data import in_memory
 
 if TYPE_CHECKING:
     from streamlearn.core.run import Run
@@ -89,7 +90,9 @@ class Walk:
             clock.inside, clock.entered, clock.phase, clock.epoch, clock.batch = True, clock.update, 0, 0, 0
         if Prequential.suits(experience) and run.options.evaluate != "never":
             self._prequential = Prequential(run, self.evaluator, experience)
-            self._prequential.load_state_dict(self._restored.pop("prequential", None) or {})
+            saved = self._restored.pop("prequential", None)
+            if saved is not None:
+                self._prequential.load_state_dict(saved)
         phases = self._phases(experience)
         for number in range(clock.phase, len(phases)):
             clock.phase = number
@@ -104,7 +107,7 @@ class Walk:
                 "event": "experience",
                 "index": clock.experience,
                 "name": experience.name,
-                "rows": sum(len(data) for data in experience.data.values()),
+                "rows": sum(len(part.indices) for data in experience.data.values() for part in data.parts()),
                 "updates": clock.update - clock.entered,
                 "tasks": [task.name for task in experience.tasks],
                 "classes": {task: list(classes) for task, classes in experience.classes.items()},
@@ -135,6 +138,7 @@ class Walk:
     def _phase(self, phase: Phase) -> None:
         run, clock, hooks = self.run, self.run.clock, self.run.hooks
         run.phase, clock.epochs = phase, phase.epochs
+        clock.batches = batches_per_epoch(len(phase.data), phase.batch_size or run.options.batch_size, run.options.drop_last)
         table = run.hooks
         if phase.only is not None:
             unknown = sorted(phase.only - {plugin.name for plugin in run.plugins})
@@ -192,7 +196,7 @@ class Walk:
         run.model.train()
         run.trains = not run.optimization.is_empty
         every = run.options.evaluate_every
-        for batch in self._batches(phase):
+        for batch in self._seeded(self._batches(phase), phase):
             before = clock.update
             for patterns in phase.updates:
                 score = self._prequential.score if self._prequential is not None and clock.update == before else None
@@ -222,7 +226,6 @@ class Walk:
         run, clock = self.run, self.run.clock
         options, data, role = run.options, phase.data, phase.role
         size = phase.batch_size or options.batch_size
-        clock.batches = batches_per_epoch(len(data), size, options.drop_last)
         if self.cursors is None:
             place = (clock.experience, clock.phase, clock.epoch)
             order = shuffled(len(data), size, options.drop_last, clock.batch, run.seed, *place)
@@ -233,6 +236,21 @@ class Walk:
         else:
             batches = (data.batch(self._scheduled(), role) for _ in range(clock.batch, clock.batches))
             yield from (batch.to(run.device) for batch in self._accompanied(batches, phase, size))
+
+    def _seeded(self, batches: Iterator[Batch], phase: Phase) -> Iterator[Batch]:
+        """Rows that are read from a data set may be augmented at random: what is drawn is a function of the update they are for."""
+        run = self.run
+        if all(in_memory(part.source) for data in (phase.data, *phase.companions.values()) for part in data.parts()):
+            yield from batches
+            return
+        base = subseed(run.seed, "rows")
+        while True:
+            seed_forward(base, run.clock.update)
+            batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+            del batch
 
     def _scheduled(self) -> Tensor:
         """The positions that a task scheduler's probabilities choose for the next batch."""

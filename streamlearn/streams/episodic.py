@@ -6,8 +6,9 @@ them, first all ``support`` rows, then all ``query`` rows, and ``batch.by_domain
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from streamlearn.errors import DataError
-from streamlearn.streams.batch import EVERY_ROW, Batch, Segment
+from streamlearn.streams.batch import EVERY_ROW, Batch, Labelled, Segment
 from streamlearn.streams.data import Data, Target
 from streamlearn.streams.experience import EvaluationSet, Experience
 from streamlearn.streams.inputs import resolve, whole_number
@@ -37,48 +38,75 @@ class Episodes(Data):
         support: how many rows of each episode come first, as its support set.
         size: rows of an episode, above ``support``.
         labels: class numbers *within* the episode, ``(episodes * size,)``; ``None`` reads the source's own targets.
-        first: number of the first episode, for the names of episodes.
+        numbers: of the episodes, ``(episodes,)``, for their names; ``None`` counts from 0.
     """
 
     support: int = 1
     size: int = 2
     labels: Tensor | None = None
-    first: int = 0
+    numbers: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.indices) // self.size
 
     def batch(self, positions: Tensor, role: str = "train") -> Batch:
         """The episodes at ``positions``: all support rows, then all query rows; ``role`` is that of neither."""
-        places = positions.view(-1, 1) * self.size + torch.arange(self.size)
+        places = self._places(positions)
         order = torch.cat([places[:, : self.support].flatten(), places[:, self.support :].flatten()])
         index = self.indices[order]
         x, columns = self.source.take(index)
-        ((task, target),) = self.targets.items()
-        y = columns[target.column] if self.labels is None else self.labels[order]
-        return Batch(
-            x if self.transform is None else self.transform(x), {task: y}, {task: EVERY_ROW}, tuple(self._segments(positions)), index
-        )
+        targets = {task: columns[target.column] if self.labels is None else self.labels[order] for task, target in self.targets.items()}
+        labelled: dict[str, Labelled] = dict.fromkeys(targets, EVERY_ROW)
+        return Batch(x if self.transform is None else self.transform(x), targets, labelled, tuple(self._segments(positions)), index)
+
+    def _places(self, positions: Tensor) -> Tensor:
+        """The places of the rows of the episodes at ``positions``, ``(episodes, size)``."""
+        return positions.view(-1, 1) * self.size + torch.arange(self.size)
+
+    def _numbers(self) -> Tensor:
+        return torch.arange(len(self)) if self.numbers is None else self.numbers
 
     def _segments(self, positions: Tensor) -> Iterator[Segment]:
         names, start = tuple(task.name for task in self.tasks), 0
+        numbers = self._numbers()[positions].tolist()
         for role, rows in (("support", self.support), ("query", self.size - self.support)):
-            for position in positions.tolist():
-                yield Segment(role, start, start + rows, names, f"{self.domain}{self.first + position}", self.source.name)
+            for number in numbers:
+                yield Segment(role, start, start + rows, names, f"{self.domain}{number}", self.source.name)
                 start += rows
+
+    def fetch(self, index: Tensor, role: str = "train") -> Batch:
+        """Refused: a row of an episode has its label there only."""
+        raise DataError(
+            f"rows of {self.source.name!r} are asked for one by one, but they are grouped into episodes, where alone they have labels: "
+            "replay and other memories of rows do not fit episodes"
+        )
 
     def in_order(self, positions: Tensor | slice, batch_size: int, role: str = "train") -> Iterator[Batch]:
         """The episodes at ``positions`` in batches of ``batch_size`` episodes."""
         for piece in torch.arange(len(self))[positions].split(batch_size):  # type: ignore[no-untyped-call]
             yield self.batch(piece, role)
 
-    def subset(self, positions: Tensor) -> Data:
-        """The episodes at ``positions``, numbered anew."""
-        places = (positions.view(-1, 1) * self.size + torch.arange(self.size)).flatten()
+    def subset(self, positions: Tensor) -> Episodes:
+        """The episodes at ``positions``, under their names."""
+        places = self._places(positions).flatten()
         labels = None if self.labels is None else self.labels[places]
-        return Episodes(
-            self.source, self.indices[places], self.tasks, self.targets, self.transform, self.domain, {}, self.support, self.size, labels
-        )
+        return replace(self, indices=self.indices[places], labels=labels, numbers=self._numbers()[positions])
+
+    def without_labels(self) -> Episodes:
+        """The same episodes with no target left in reach."""
+        bare = super(Episodes, self).without_labels()
+        return replace(self, source=bare.source, targets={}, labels=None)
+
+    def melted(self, others: Sequence[Data]) -> Episodes:
+        """The episodes of this and of ``others``, which are of the same kind."""
+        group = [self, *(other for other in others if isinstance(other, Episodes))]
+        labels = None if self.labels is None else torch.cat([part.labels for part in group if part.labels is not None])
+        return replace(self, indices=torch.cat([p.indices for p in group]), labels=labels, numbers=torch.cat([p._numbers() for p in group]))
+
+    def is_like(self, other: Data) -> bool:
+        """Whether ``other`` differs in nothing but its episodes."""
+        same = isinstance(other, Episodes) and (self.support, self.size) == (other.support, other.size)
+        return same and super(Episodes, self).is_like(other)
 
 
 def episodes(
@@ -146,13 +174,15 @@ def _sinusoids(family: str, experiences: int, *, shots: int, queries: int, train
     task, size = Task(family, "regression", 1), shots + queries
 
     def made(number: int, count: int, purpose: str) -> Episodes:
-        draw = np.random.Generator(np.random.Philox(key=permutation(2**20, seed=seed, purpose=purpose, number=number)[:2].tolist()))
+        draw = _random(seed, purpose, number)
         amplitude, phase = draw.uniform(0.1, 5.0, (count, 1)), draw.uniform(0.0, np.pi, (count, 1))
         x = draw.uniform(-5.0, 5.0, (count, size))
         y = amplitude * np.sin(x + phase)
         columns = {"y": torch.from_numpy(y.reshape(-1, 1).astype(np.float32))}
         source = TensorSource(torch.from_numpy(x.reshape(-1, 1).astype(np.float32)), columns, f"{family}/{purpose}/{number}")
-        return Episodes(source, torch.arange(count * size), (task,), {task.name: Target("y")}, None, f"{purpose}/", {}, shots, size)
+        numbers = torch.arange(number * count, (number + 1) * count)
+        targets = {task.name: Target("y")}
+        return Episodes(source, torch.arange(count * size), (task,), targets, None, f"{purpose}/", {}, shots, size, numbers=numbers)
 
     return Stream(
         f"{family}/episodes",
@@ -188,7 +218,7 @@ def _classes(
     def made(number: int, count: int, purpose: str) -> Episodes:
         rows, classes = (inputs.train, train_classes) if purpose == "train" else (inputs.test, test_classes)
         by_class = RowsByClass(rows.labels, inputs.classes)
-        draw = np.random.Generator(np.random.Philox(key=permutation(2**20, seed=seed, purpose=purpose, number=number)[:2].tolist()))
+        draw = _random(seed, purpose, number)
         support, query = [], []
         for _ in range(count):
             chosen = draw.choice(classes, ways, replace=False)
@@ -198,7 +228,8 @@ def _classes(
         places = torch.cat([torch.stack(support), torch.stack(query)], 1).flatten()
         own = torch.cat([torch.arange(ways).repeat_interleave(shots), torch.arange(ways).repeat_interleave(queries)]).repeat(count)
         targets = {task.name: Target(rows.column)}
-        inside: Any = {"support": ways * shots, "size": ways * each, "labels": own}
+        numbers = torch.arange(number * count, (number + 1) * count)
+        inside: Any = {"support": ways * shots, "size": ways * each, "labels": own, "numbers": numbers}
         return Episodes(rows.source, rows.indices[places], (task,), targets, domain=f"{purpose}/", **inside)
 
     return Stream(
@@ -214,6 +245,11 @@ def _classes(
         },
         fingerprints=inputs.fingerprints,
     )  # fmt: skip
+
+
+def _random(seed: int, purpose: str, number: int) -> np.random.Generator:
+    key = hashlib.sha256(f"episodes/{purpose}/{seed}/{number}".encode()).digest()[:16]
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
 
 
 def _some(rows: Tensor, count: int, draw: np.random.Generator, name: str) -> Tensor:

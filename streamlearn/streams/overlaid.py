@@ -43,7 +43,7 @@ def multitask(
         shift: pixels by which the canvas is larger, at least 0.
         validation: in [0, 1): the fraction of each experience's rows that is kept from training, in role ``validation``.
         target_domain: also give each experience unlabelled rows of role ``target``: other overlays, with inverted brightness. The
-            evaluation set then holds them too, labelled, in domain ``target``.
+            evaluation set then holds overlays of test rows that are made in the same way, labelled, in domain ``target``.
         seed: at least 0; of the pairs, the order, and the test split.
         test, test_fraction: what to evaluate on, as in `class_incremental`.
 
@@ -62,27 +62,33 @@ def multitask(
         raise DataError(f"validation is {validation!r}: give a fraction in [0, 1)")
     tasks = tuple(Task(side, "classification", inputs.classes, inputs.class_names) for side in ("left", "right"))
     targets = {"left": Target("left"), "right": Target("right")}
-    kinds = {"train": False, "test": False, **({"target": True, "test target": True} if target_domain else {})}
-    sources = {kind: _overlaid(inputs, kind, shift, inverted) for kind, inverted in kinds.items()}
+    test_kind, domain = ("test target", "target") if target_domain else ("test", "")
+    truth = _overlaid(inputs, test_kind, shift)
+    # what training may meet: the labels of target rows stay behind
+    known = {"train": Data(_overlaid(inputs, "train", shift), torch.arange(len(inputs.train.indices)), tasks, targets)}
+    if target_domain:
+        every_target = Data(_overlaid(inputs, "target", shift), torch.arange(len(inputs.train.indices)), tasks, targets, domain="target")
+        known["target"] = every_target.without_labels()
+    orders = {kind: permutation(len(data), seed=inputs.seed, purpose=kind) for kind, data in known.items()}
 
-    def rows(kind: str, i: int, domain: str = "") -> Data:
-        source = sources[kind]
-        order = permutation(len(source), seed=inputs.seed, purpose=kind)
-        part = order[slice(*chunk_edges(len(source), experiences)[i])] if not kind.startswith("test") else torch.arange(len(source))
-        return Data(source, part, tasks, targets, domain=domain)
+    def rows(kind: str, i: int) -> Data:
+        data = known[kind]
+        return data.subset(orders[kind][slice(*chunk_edges(len(data), experiences)[i])])
 
     def experience(i: int) -> Experience:
         every = rows("train", i)
         kept = round(validation * len(every))
+        if kept == len(every):
+            raise DataError(f"validation is {validation!r}, which leaves experience {i} no row to train on: it has {len(every)} in all")
         data: dict[str, Any] = {"train": every.subset(torch.arange(kept, len(every)))}
         if kept:
             data["validation"] = every.subset(torch.arange(kept))
         if target_domain:
-            data["target"] = rows("target", i, "target").without_labels()
+            data["target"] = rows("target", i)
         return Experience(i, tasks, data, f"overlays {i}", {task.name: tuple(range(task.size)) for task in tasks})
 
     def evaluation(i: int) -> EvaluationSet:
-        found = rows("test target", i, "target") if target_domain else rows("test", i)
+        found = Data(truth, torch.arange(len(truth)), tasks, targets, domain=domain)
         return EvaluationSet(i, found, "overlays of the target domain" if target_domain else "overlays")
 
     return Stream(
@@ -91,7 +97,7 @@ def multitask(
         experience,
         evaluation,
         tasks=tasks,
-        input_shape=sources["train"].input_shape,
+        input_shape=truth.input_shape,
         description={
             "builder": "multitask", **inputs.described, "experiences": experiences, "shift": shift, "validation": float(validation),
             "target_domain": bool(target_domain),
@@ -100,7 +106,7 @@ def multitask(
     )  # fmt: skip
 
 
-def _overlaid(inputs: Inputs, kind: str, shift: int, inverted: bool) -> TensorSource:
+def _overlaid(inputs: Inputs, kind: str, shift: int) -> TensorSource:
     rows = inputs.test if kind.startswith("test") else inputs.train
     pairs = permutation(len(rows.indices), seed=inputs.seed, purpose=f"pairs {kind}")
     columns = rows.source.take(rows.indices)
@@ -109,6 +115,8 @@ def _overlaid(inputs: Inputs, kind: str, shift: int, inverted: bool) -> TensorSo
         raise DataError(f"inputs of {inputs.name!r} have shape {tuple(x.shape[1:])}: overlays are made of images of one channel")
     left, right = pad(x, (0, shift, 0, shift)), pad(x[pairs], (shift, 0, shift, 0))
     overlaid: Tensor = torch.maximum(left, right)
-    if inverted:
-        overlaid = x.max() - overlaid
+    if kind.endswith("target"):
+        train = inputs.train
+        brightest = x if rows is train else train.source.take(train.indices).x
+        overlaid = brightest.max() - overlaid  # of the training rows: test rows must be inverted in the same way
     return TensorSource(overlaid, {"left": rows.labels, "right": rows.labels[pairs]}, f"{inputs.name}/overlaid/{kind}")

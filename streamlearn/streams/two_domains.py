@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 
 from streamlearn.errors import DataError
-from streamlearn.streams.data import Data, Target
+from streamlearn.streams.data import Data, Source, Target, Transform
 from streamlearn.streams.experience import EvaluationSet, Experience
 from streamlearn.streams.inputs import whole_number
 from streamlearn.streams.sources import TensorSource, named_source
 from streamlearn.streams.sources.labels import class_labels
 from streamlearn.streams.stream import Stream
 from streamlearn.streams.task import Task
+from streamlearn.streams.transforms import Resize
 
 __all__ = ["adaptation"]
 
@@ -38,11 +40,12 @@ def adaptation(
 
     Args:
         source: ``"moons"``, or a pair ``(x, y)``, or the name of a source.
-        target: a pair ``(x, y)`` or the name of a source; ``None`` with ``"moons"``.
+        target: a pair ``(x, y)`` or the name of a source; ``None`` with ``"moons"``. Images of another size than the source's, with as
+            many channels, are brought to its size (`Resize`): ``adaptation("digits", "usps")``.
         seed: at least 0; of the moons.
         rows: rows of each domain of the moons, at least 4.
         noise: standard deviation of the moons, at least 0.
-        degrees: by which the target's moons are turned.
+        degrees: by which the target's moons are turned, counterclockwise.
         centred: of the moons: subtract the source's mean from both domains, and double them.
         source_free: a first experience with the source alone, a second with the target alone (adaptation at test time, scored
             prequentially).
@@ -61,6 +64,9 @@ def adaptation(
     if isinstance(source, str) and source == "moons":
         if target is not None:
             raise DataError("the moons make their own target domain: leave target out, or give both domains")
+        for value, what, least in ((noise, "noise", 0.0), (degrees, "degrees", -math.inf)):
+            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < least:
+                raise DataError(f"{what} is {value!r}: give a number{' of at least 0' if what == 'noise' else ''}")
         here, there, name = *_moons(whole_number(rows, "rows", 4), noise, degrees, centred, seed), "moons"
         described: dict[str, Any] = {"source": "moons", "rows": rows, "noise": noise, "degrees": degrees, "centred": centred}
     else:
@@ -73,11 +79,10 @@ def adaptation(
     classes = int(labels.max()) + 1
     if int(other.max()) >= classes:
         raise DataError(f"target domain {there.name!r} has label {int(other.max())}, but the source has the classes 0 to {classes - 1}")
-    if here.input_shape != there.input_shape:
-        raise DataError(f"inputs of {here.name!r} have shape {here.input_shape}, of {there.name!r} {there.input_shape}: make them equal")
+    change = _to_shape(here, there)
     task = Task(name, "classification", classes)
     train = Data(here, torch.arange(len(here)), (task,), {name: Target(column)}, domain="source")
-    truth = Data(there, torch.arange(len(there)), (task,), {name: Target(other_column)}, domain="target")
+    truth = Data(there, torch.arange(len(there)), (task,), {name: Target(other_column)}, change, "target")
     present = {name: tuple(range(classes))}
     hidden = truth.without_labels()
 
@@ -96,6 +101,16 @@ def adaptation(
         description={"builder": "adaptation", **described, "seed": seed, "source_free": source_free},
         fingerprints=lambda: (here.fingerprint(), there.fingerprint()),
     )
+
+
+def _to_shape(here: Source, there: Source) -> Transform | None:
+    """What brings inputs of ``there`` to the shape of ``here``: nothing, or another size of images."""
+    wanted, found = here.input_shape, there.input_shape
+    if wanted == found:
+        return None
+    if len(wanted) == len(found) == 3 and wanted[0] == found[0]:
+        return Resize(*wanted[1:])
+    raise DataError(f"inputs of {here.name!r} have shape {wanted}, of {there.name!r} {found}: make them equal")
 
 
 def _moons(rows: int, noise: float, degrees: float, centred: bool, seed: int) -> tuple[TensorSource, TensorSource]:
