@@ -42,6 +42,7 @@ PUBLIC = {
         "CalibrationError",
         "Clipping",
         "Curriculum",
+        "ExperienceWeighting",
         "GDumb",
         "GroupDRO",
         "ICaRLLoss",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from streamlearn.plugins.regularization.mixup import Mixup
     from streamlearn.plugins.regularization.sam import SAM
     from streamlearn.plugins.replay.er_ace import ERACE
+    from streamlearn.plugins.replay.experience_weighting import ExperienceWeighting
     from streamlearn.plugins.replay.gdumb import GDumb
     from streamlearn.plugins.replay.joint import Joint
     from streamlearn.plugins.replay.nearest_class_mean import NearestClassMean
@@ -63,6 +64,7 @@ __all__ = [
     "CalibrationError",
     "Clipping",
     "Curriculum",
+    "ExperienceWeighting",
     "GDumb",
     "GroupDRO",
     "ICaRLLoss",
@@ -103,6 +105,7 @@ _HOME = {
     "CalibrationError": "tracking.calibration_error",
     "Clipping": "gradients.clipping",
     "Curriculum": "scheduling.curriculum",
+    "ExperienceWeighting": "replay.experience_weighting",
     "GDumb": "replay.gdumb",
     "GroupDRO": "weighting.group_dro",
     "ICaRLLoss": "distillation.icarl_loss",
