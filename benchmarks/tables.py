@@ -80,9 +80,44 @@ def effect(figures: dict[str, Any]) -> Iterator[str]:
     yield ""
 
 
+def dann(figures: dict[str, Any]) -> Iterator[str]:
+    yield from ("## Domain adaptation: two moons", "")
+    yield "`python benchmarks/dann.py`: 150 rows a domain, turned by 35 degrees; accuracy on the target domain, whose labels training never"
+    yield f"sees. Mean ± standard deviation over seeds of data and engine. {machine(figures)}."
+    yield from ("", "| strategy | seeds | target accuracy |", "|---|---|---|")
+    for name, run in figures["runs"].items():
+        found = run["summary"]
+        yield f"| {name} | {found['seeds']} | {100 * found['mean']:.1f} ± {100 * found['sd']:.1f} |"
+    yield ""
+
+
+def maml(figures: dict[str, Any]) -> Iterator[str]:
+    yield from ("## Meta-learning: sinusoids", "")
+    yield "`python benchmarks/maml.py`: 5-shot regression; mean squared error on new sinusoids after gradient steps on their five points,"
+    yield f"for a network trained by second-order MAML and one pre-trained on all of them. Mean over seeds. {machine(figures)}."
+    first = next(iter(figures["runs"].values()))["seeds"]
+    steps = list(next(iter(first.values()))["errors"])
+    yield from ("", f"| start | seeds | {' | '.join(f'after {n}' for n in steps)} |", "|---|---|" + "---|" * len(steps))
+    for name, run in figures["runs"].items():
+        seeds = list(run["seeds"].values())
+        cells = [f"{sum(s['errors'][n] for s in seeds) / len(seeds):.2f}" for n in steps]
+        yield f"| {name} | {len(seeds)} | {' | '.join(cells)} |"
+    yield ""
+
+
+def forwards(figures: dict[str, Any]) -> Iterator[str]:
+    yield from ("## One forward per model per step", "")
+    yield "`python benchmarks/forwards.py`: LwF twice, two teachers, DANN and CORAL on a small convolutional network. CPU time, one thread."
+    yield from ("", "| ratio | median | quartiles |", "|---|---|---|")
+    for name, found in figures.items():
+        if isinstance(found, dict) and "median" in found:
+            yield f"| {name} | **{found['median']:.2f}** | {found['lower']:.2f} to {found['upper']:.2f} |"
+    yield ""
+
+
 def main() -> None:
     lines = ["# Benchmarks", "", "Made by `python benchmarks/tables.py` from `benchmarks/results/*.json`; do not edit.", ""]
-    for name, write in (("effect", effect), ("engine", engine)):
+    for name, write in (("effect", effect), ("dann", dann), ("maml", maml), ("forwards", forwards), ("engine", engine)):
         path = HERE / "results" / f"{name}.json"
         if path.exists():
             lines += write(json.loads(path.read_text()))

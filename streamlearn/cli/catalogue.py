@@ -11,6 +11,7 @@ from streamlearn.cli.text import columns, options_text, width
 
 if TYPE_CHECKING:
     from streamlearn.streams import Stream
+    from streamlearn.streams.data import Data, JoinedData
 
 __all__ = ["list_hooks", "list_plugins", "list_streams", "show_plugin", "show_stream"]
 
@@ -105,8 +106,9 @@ def show_stream(text: str) -> None:
 def _stream_text(stream: Stream) -> str:
     told = stream.describe()
     tasks = [f"{task['name']} ({task['kind']}, {task['size']} outputs)" for task in told["tasks"]]
+    length, shape = f"{len(stream)} experience{'' if len(stream) == 1 else 's'}", "x".join(map(str, told["input_shape"]))
     lines = [
-        f"{told['name']}: {told['experiences']} experiences, inputs {'x'.join(map(str, told['input_shape']))}, hash {told['hash']}",
+        f"{told['name']}: {length}, inputs {shape}, hash {told['hash']}",
         f"built by: {options_text(told['description'])}",
         f"tasks: {', '.join(tasks[:_SHOWN])}{', ...' if len(tasks) > _SHOWN else ''}",
         "",
@@ -122,6 +124,12 @@ def _stream_text(stream: Stream) -> str:
 def _experience_row(stream: Stream, i: int) -> list[str]:
     experience = stream[i]
     roles: dict[str, Any] = dict(experience.data)
-    rows = ", ".join(f"{len(data)}" if role == "train" else f"{role} {len(data)}" for role, data in roles.items())
-    classes = "; ".join(",".join(map(str, found)) for found in experience.classes.values()) or "-"
-    return [str(i + 1), rows, str(len(stream.evaluation(i).data)), classes, experience.name or "-"]
+    rows = ", ".join(_amount(data) if role == "train" else f"{role} {_amount(data)}" for role, data in roles.items())
+    classes = "; ".join(dict.fromkeys(",".join(map(str, found)) for found in experience.classes.values())) or "-"
+    return [str(i + 1), rows, _amount(stream.evaluation(i).data), classes, experience.name or "-"]
+
+
+def _amount(data: Data | JoinedData) -> str:
+    """How many rows, or how many episodes of how many rows."""
+    rows = sum(len(part.indices) for part in data.parts())
+    return str(rows) if rows == len(data) else f"{len(data)} episodes of {rows // len(data)} rows"

@@ -53,7 +53,12 @@ def _passes(info: PluginInfo) -> str:
     if not isinstance(info.passes, Passes):
         return "additional passes per step depend on the options ('streamlearn explain' counts them)"
     added = info.passes
-    parts = [(added.forward, "forward"), (added.backward, "backward"), (added.teacher, "teacher forward")]
+    parts = [
+        (added.forward, "forward"),
+        (added.backward, "backward"),
+        (len(added.teachers), "teacher forward"),
+        (added.look_ahead, "look-ahead"),
+    ]
     named = [f"{count} {what}" for count, what in parts if count]
     return f"{', '.join(named)} pass(es) more per step" if named else "no additional pass per step"
 

@@ -15,6 +15,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from streamlearn.errors import CheckpointError, RunFolderError
 
-__all__ = ["FORMAT", "latest_checkpoint", "pack", "read_checkpoint", "unpack", "write_checkpoint"]
+__all__ = ["FORMAT", "Packed", "latest_checkpoint", "pack", "read_checkpoint", "unpack", "write_checkpoint"]
 
 FORMAT = 1
 """Version of the layout. A newer one is refused."""
@@ -64,6 +65,20 @@ def pack(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A state as it was: what `pack` makes of it, tensors copied."""
+
+    tree: Any
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Packed:
+        """Pack ``state``; see `pack` for the errors."""
+        tensors: dict[str, Tensor] = {}
+        return cls(pack(state, tensors), tensors)
+
+
 def unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     """The inverse of `pack` (tuples come back as lists)."""
     if isinstance(tree, dict):
@@ -75,7 +90,7 @@ def unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     return tree
 
 
-def write_checkpoint(folder: Path, update: int, state: Mapping[str, Any], keep: int = 2) -> Path:
+def write_checkpoint(folder: Path, update: int, state: Mapping[str, Any] | Packed, keep: int = 2) -> Path:
     """Write ``folder/step-<update>``, whole or not at all, then drop all but the newest ``keep``.
 
     A second checkpoint at the same update stands beside the first, so that at every moment one is whole.
@@ -87,12 +102,11 @@ def write_checkpoint(folder: Path, update: int, state: Mapping[str, Any], keep: 
     while final.exists():
         final, again = folder / f"step-{update:08d}-{again + 1:02d}", again + 1
     part = folder / f".part-{uuid.uuid4().hex}"
-    tensors: dict[str, Tensor] = {}
-    tree = pack(state, tensors)
+    packed = state if isinstance(state, Packed) else Packed.of(state)
     try:
         part.mkdir(parents=True)
-        save_file(tensors, part / _FILES[0])
-        (part / _FILES[1]).write_text(json.dumps(tree))
+        save_file(packed.tensors, part / _FILES[0])
+        (part / _FILES[1]).write_text(json.dumps(packed.tree))
         manifest = {"format": FORMAT, "update": update, "files": {name: _seal(part / name) for name in _FILES}}
         (part / "MANIFEST.json").write_text(json.dumps(manifest, indent=1))
         for path in (*(part / name for name in _FILES), part / "MANIFEST.json", part):

@@ -18,6 +18,7 @@ class Clock:
         batch: batches done in this epoch.
         update: updates done in the run; the step in progress is number ``update``.
         epochs: epochs of the current phase.
+        batches: batches of one of its epochs.
         inside: whether an experience has been started and not finished.
         entered: the value of ``update`` when it was started.
         started: whether the measurement before any training is done.
@@ -29,6 +30,7 @@ class Clock:
     batch: int = 0
     update: int = 0
     epochs: int = 0
+    batches: int = 0
     inside: bool = False
     entered: int = 0
     started: bool = False
@@ -37,6 +39,11 @@ class Clock:
     def is_last_epoch(self) -> bool:
         """Whether the phase ends with this epoch."""
         return self.epoch + 1 >= self.epochs
+
+    @property
+    def progress(self) -> float:
+        """How much of the current phase is done: what ramps go by. From 0 to below 1 in its steps, 1 after the last of them."""
+        return (self.epoch + self.batch / max(self.batches, 1)) / max(self.epochs, 1)
 
     def to_json(self) -> dict[str, int | bool]:
         """For the checkpoint."""

@@ -49,10 +49,14 @@ def squared_gradients(
     """
     seen: list[tuple[str, nn.Module, Tensor, Tensor]] = []
     versions: list[tuple[Tensor, int]] = []
+    unclear: list[str] = []
     handles = []
 
     def keep(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            if not arguments or not isinstance(arguments[0], Tensor):  # called by keyword
+                unclear.append(path)
+                return
             seen.append((path, module, arguments[0].detach(), output))
             versions.extend([(arguments[0], arguments[0]._version), (output, output._version)])
 
@@ -73,7 +77,10 @@ def squared_gradients(
         for handle in handles:
             handle.remove()
     ran_twice = len({path for path, *_ in seen}) != len(seen)
-    if ran_twice or any(a.shape[0] != outputs.shape[0] for _, _, a, _ in seen) or any(t._version != v for t, v in versions):
+    rows = outputs.shape[0]
+    # with as many positions as rows it cannot be told which dimension is which: (positions, rows, features) is a common layout too
+    unclear += [path for path, module, a, _ in seen if isinstance(module, nn.Linear) and rows in a.shape[1:-1]]
+    if unclear or ran_twice or any(a.shape[0] != outputs.shape[0] for _, _, a, _ in seen) or any(t._version != v for t, v in versions):
         return None
     if _read_elsewhere(outputs, model, names, seen):
         return None

@@ -12,6 +12,7 @@ unknown hooks are all reported in one error, each with its cure.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,9 @@ class Composition:
     def passes(self) -> Passes:
         """Passes per training step beyond one forward and one backward."""
         declared = [plugin.passes for plugin in self.plugins]
-        return Passes(sum(p.forward for p in declared), sum(p.backward for p in declared), max((p.teacher for p in declared), default=0))
+        evaluations = math.prod(1 + p.look_ahead for p in declared)
+        forward, backward = (evaluations - 1 + sum(getattr(p, kind) for p in declared) for kind in ("forward", "backward"))
+        return Passes(forward, backward, frozenset().union(*(p.teachers for p in declared)), evaluations - 1)
 
     def firing_order(self, hook: str) -> tuple[str, ...]:
         """Names of the plugins in the order in which ``hook`` calls them."""
@@ -62,7 +65,8 @@ class Composition:
         passes = self.passes
         lines.append(
             f"planned passes per step: {1 + passes.forward} forward, {1 + passes.backward} backward of the model"
-            + (f", {passes.teacher} forward of a teacher" if passes.teacher else "")
+            + (f", {len(passes.teachers)} forward of teachers ({', '.join(sorted(passes.teachers))})" if passes.teachers else "")
+            + (f"; the objective is evaluated {1 + passes.look_ahead} times" if passes.look_ahead else "")
         )
         return "\n".join(lines)
 

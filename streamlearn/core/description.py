@@ -42,6 +42,9 @@ def describe(run: Run, stream: Stream, origin: Mapping[str, Any] | None) -> dict
             "drop_last": options.drop_last,
             "evaluate": options.evaluate,
             "evaluate_every": options.evaluate_every,
+            # what was never asked for is left out: runs from before these options can still be resumed
+            **({"microbatches": options.microbatches} if options.microbatches > 1 else {}),
+            **({"compile": options.compile} if options.compile else {}),
             "model": {
                 "parameters": sum(p.numel() for p in run.model.parameters()),
                 "shapes": {name: list(p.shape) for name, p in run.model.named_parameters()},

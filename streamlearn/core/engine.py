@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from streamlearn.core.checkpoint import write_checkpoint
+from streamlearn.core.checkpoint import Packed, write_checkpoint
 from streamlearn.core.composition import compose
 from streamlearn.core.description import describe
 from streamlearn.core.evaluation import Evaluator
@@ -54,6 +54,13 @@ class Engine:
         evaluation_batch_size: rows per pass in evaluations.
         checkpoint_every: save also after every so many updates; a run with an output folder is always saved at its start and
             after each experience.
+        microbatches: parts into which the rows of each batch are split, each with a pass of its own, at least 1; gradients are
+            averaged before a combiner sees them, and a batch of fewer rows stays whole. Less memory for the same update: equal but for
+            the last bits where losses are means over rows and enter their weighting linearly, each row with as many labels as any
+            other. What mixes rows (BatchNorm, which moves its statistics once for each part, contrasts, alignment), row weights and
+            other weightings are taken part by part. Dropout draws other masks. Episodes are not split.
+        compile: compile the encoder with ``torch.compile``: ``True``, or the name of a backend. Passes that tap activations or run at
+            other parameters are not compiled.
         progress: told after every step and experience.
 
     Raises:
@@ -84,11 +91,14 @@ class Engine:
         evaluate_every: int | None = None,
         evaluation_batch_size: int = 1024,
         checkpoint_every: int | None = None,
+        microbatches: int = 1,
+        compile: bool | str = False,
         progress: Progress | None = None,
     ) -> None:
         self.options = Options(
-            epochs, batch_size, seed, str(device), drop_last, evaluate, evaluate_every, evaluation_batch_size, checkpoint_every
-        )
+            epochs, batch_size, seed, str(device), drop_last, evaluate, evaluate_every, evaluation_batch_size, checkpoint_every,
+            microbatches, compile,
+        )  # fmt: skip
         if not callable(model) or not callable(optimizer):
             raise ConfigurationError(
                 "Engine: model must be a torch module or a function that builds one, optimizer a function of the parameters"
@@ -158,6 +168,8 @@ class Engine:
             model = self._fresh_model()
             run = Run(self.options, self.composition, stream, Record(), Record())
             self._attach(run, model)
+            evaluator = Evaluator(run.stream, self.options.evaluation_batch_size)
+            run.stream = run.stream.for_training()
             description = describe(run, stream, origin)
             if folder is not None:
                 if resume:
@@ -165,14 +177,13 @@ class Engine:
                 else:
                     claim_folder(folder, description)
                 run.record, run.times = Record(folder / "events.jsonl"), Record(folder / "times.jsonl")
-            return self._walk(run, folder, resume, description)
+            return self._walk(run, evaluator, folder, resume, description)
 
-    def _walk(self, run: Run, folder: Path | None, resume: bool, description: Mapping[str, Any]) -> Result:
+    def _walk(self, run: Run, evaluator: Evaluator, folder: Path | None, resume: bool, description: Mapping[str, Any]) -> Result:
         session = Session(run, folder, self._progress)
         begun = resume and folder is not None and not never_saved(run, folder)
-        cursors = restore(run, folder) if begun and folder is not None else None
-        evaluator = Evaluator(run.stream, self.options.evaluation_batch_size)
-        session.walk = Walk(run, evaluator, session.between_steps, cursors)
+        restored = restore(run, folder) if begun and folder is not None else None
+        session.walk = Walk(run, evaluator, session.between_steps, restored)
         try:
             with session.interruptible():
                 if not begun and run.hooks.before_run is not None:
@@ -187,7 +198,8 @@ class Engine:
             run.optimization.clear()
             if run.hooks.after_run is not None:
                 run.hooks.after_run(run)
-        result = Result(description, run.record, run.times, run.model, lambda path: _save_final(run, path))
+        update, packed = run.clock.update, Packed.of({**run.state_dict(), "walk": {}})  # kept as it is now: this engine may run again
+        result = Result(description, run.record, run.times, run.model, lambda path: _write_packed(path, update, packed))
         if folder is not None:
             result.save(folder)
         return result
@@ -199,7 +211,7 @@ class Engine:
         for plugin in self.composition.plugins:
             state = vars(plugin).pop("_as_listed", None)
             if state is None:
-                state = copy.deepcopy(vars(plugin))
+                state = _copied(plugin)
             else:
                 vars(plugin).clear()
                 vars(plugin).update(copy.deepcopy(state))
@@ -238,7 +250,43 @@ class Engine:
                 model = hooks.transform_model(model, run)
         model.to(run.device)
         run.attach(model, Optimization(self._optimizer, model), copy.deepcopy(model))
+        run.keeps_initial = isinstance(self._model, nn.Module) and not self._redraw
+        if self.options.compile:
+            run.encode = _compiled(model, self.options.compile)
+        if run.rows_at_features and self.options.microbatches > 1:
+            raise ConfigurationError(
+                f"{', '.join(run.implementers('provide_gradient_combination'))} combines at the features, which microbatches="
+                f"{self.options.microbatches} splits: leave microbatches at 1, or take a combiner at the parameters"
+            )
 
 
-def _save_final(run: Run, folder: Path) -> None:
-    write_checkpoint(folder, run.clock.update, {**run.state_dict(), "cursors": None})
+def _compiled(model: Model, choice: bool | str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The encoder, compiled when it is first called."""
+    backend = choice if isinstance(choice, str) else "inductor"
+    try:
+        return torch.compile(model.encode, backend=backend)
+    except RuntimeError as error:
+        if "backend" not in str(error).lower():
+            raise
+        raise ConfigurationError(
+            f"Engine: compile is {choice!r}, which torch does not know as a backend: see torch.compiler.list_backends()"
+        ) from error
+
+
+def _copied(plugin: Plugin) -> dict[str, Any]:
+    """A copy of what a plugin holds.
+
+    Raises:
+        ConfigurationError: something in it cannot be copied, such as an open file.
+    """
+    try:
+        return copy.deepcopy(vars(plugin))
+    except TypeError as error:
+        raise ConfigurationError(
+            f"plugin {plugin.name} holds something that cannot be copied ({error}), but every run starts from a copy of it: open files, "
+            "connections and locks in before_run, and close them in after_run"
+        ) from error
+
+
+def _write_packed(folder: Path, update: int, packed: Packed) -> None:
+    write_checkpoint(folder, update, packed)

@@ -14,16 +14,19 @@ from torch import Tensor
 
 from streamlearn.core.forward import Forward
 from streamlearn.core.importance import evaluating
-from streamlearn.core.randomness import forked
-from streamlearn.errors import TrainingError
+from streamlearn.core.randomness import forked, subseed
 from streamlearn.streams import Batch, Task
 
 if TYPE_CHECKING:
     from streamlearn.core.run import Run
     from streamlearn.streams import EvaluationSet, Stream
+    from streamlearn.streams.data import Data, JoinedData
 
-__all__ = ["Evaluation", "Evaluator"]
+__all__ = ["Count", "Evaluation", "Evaluator", "without_labels"]
 
+
+SUPPORT = "support"
+"""The role of rows that an episode gives to learn from, with their labels, also in evaluations; they are not scored."""
 
 _KEPT_BYTES = 64 * 2**20
 """How much of the evaluation sets is kept ready for the next evaluation instead of being gathered and converted again."""
@@ -65,6 +68,10 @@ class Evaluator:
         self._kept: dict[int, tuple[EvaluationSet, list[Batch]]] = {}
         self._room = _KEPT_BYTES
 
+    def truth(self, number: int) -> Data | JoinedData:
+        """The labelled rows of set ``number``."""
+        return self._stream.evaluation(number).data
+
     def measure(self, run: Run, trained: int, within: int | None = None) -> None:
         """Measure on every evaluation set, one line of the record for each set, task and metric."""
         hooks = run.hooks
@@ -74,6 +81,7 @@ class Evaluator:
             if hooks.before_evaluation is not None:
                 hooks.before_evaluation(evaluation)
             for number in range(len(self._stream)):
+                torch.default_generator.manual_seed(subseed(run.seed, "evaluation rows", number))  # of a data set that augments
                 chosen, batches = self._set(number, run.device)
                 with torch.no_grad():
                     lines = self._measure_set(chosen, batches, evaluation, metrics)
@@ -96,13 +104,13 @@ class Evaluator:
     def _measure_set(
         self, chosen: EvaluationSet, batches: Iterable[Batch], evaluation: Evaluation, metrics: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
-        counts = {task.name: _Count(task) for task in chosen.tasks}
+        counts = {task.name: Count(task) for task in chosen.tasks}
         for metric in metrics.values():
             metric.reset()
         for batch in batches:
             outputs = _predictions(batch, evaluation)
             for segment in batch.segments:
-                for task in segment.tasks:
+                for task in segment.tasks if segment.role != SUPPORT else ():
                     if task in batch.targets and counts[task].reason is None:
                         self._measure_rows(counts[task], outputs, batch, segment.rows, metrics)
         lines = [count.line() for count in counts.values()]
@@ -112,7 +120,7 @@ class Evaluator:
             )
         return lines
 
-    def _measure_rows(self, count: _Count, outputs: Mapping[str, Tensor], batch: Batch, rows: slice, metrics: Mapping[str, Any]) -> None:
+    def _measure_rows(self, count: Count, outputs: Mapping[str, Tensor], batch: Batch, rows: slice, metrics: Mapping[str, Any]) -> None:
         name = count.task.name
         if isinstance(outputs, Forward):
             if not outputs.serves(name):
@@ -124,7 +132,9 @@ class Evaluator:
         else:
             count.reason = f"the active predictor gives no outputs for task {name!r} yet"
             return
-        target = batch.targets[name][rows]
+        target, known = batch.targets[name][rows], batch.labelled[name]
+        if isinstance(known, Tensor):  # some rows have no label
+            found, target = found[known[rows]], target[known[rows]]
         count.add(found, target)
         for metric in metrics.values():
             metric.update(found, target)
@@ -134,12 +144,13 @@ class Evaluator:
         if number in self._kept:
             return self._kept[number]
         chosen = self._stream.evaluation(number)
-        rows = chosen.data.parts()
-        batches = (batch.to(device) for part in rows for batch in part.in_order(slice(None), self._batch_size, "evaluation"))
+        # the unit of data may be an episode of several rows
+        parts = [(part, max(1, self._batch_size * len(part) // max(len(part.indices), 1))) for part in chosen.data.parts()]
+        batches = (batch.to(device) for part, size in parts for batch in part.in_order(slice(None), size, "evaluation"))
         first = next(batches, None)
-        if first is None:
+        if first is None or not len(first):
             return chosen, ()
-        size = sum(tensor.nbytes for tensor in first.tensors()) * -(-len(chosen.data) // len(first))
+        size = sum(tensor.nbytes for tensor in first.tensors()) * -(-sum(len(part.indices) for part, _ in parts) // len(first))
         if size > self._room:  # told from one batch: all of them together may not fit into memory
             return chosen, itertools.chain([first], batches)
         self._room -= size
@@ -150,12 +161,23 @@ class Evaluator:
 def _predictions(batch: Batch, evaluation: Evaluation) -> Mapping[str, Tensor]:
     provide = evaluation.run.hooks.provide_predictions
     if provide is None:
-        return Forward(evaluation.run.model, batch.x)
-    unlabelled = Batch(batch.x, {}, {}, batch.segments, batch.index)
-    return provide(unlabelled, evaluation)  # type: ignore[no-any-return]
+        return Forward(evaluation.run.model, batch.x, encode=evaluation.run.encode)
+    return provide(without_labels(batch), evaluation)  # type: ignore[no-any-return]
 
 
-class _Count:
+def without_labels(batch: Batch) -> Batch:
+    """``batch`` without labels, but for those of ``support`` rows, which are given to be learnt from."""
+    rows = batch.rows(SUPPORT)
+    if rows.start == rows.stop:
+        return Batch(batch.x, {}, {}, batch.segments, batch.index)
+    shown = torch.zeros(len(batch), dtype=torch.bool, device=batch.x.device)
+    shown[rows] = True
+    labelled = {task: batch.labelled_rows(task) & shown for task in batch.targets}
+    targets = {task: column.masked_fill(~labelled[task].view(-1, *[1] * (column.ndim - 1)), 0) for task, column in batch.targets.items()}
+    return Batch(batch.x, targets, labelled, batch.segments, batch.index)
+
+
+class Count:
     """Running sums for one task on one set."""
 
     def __init__(self, task: Task) -> None:
@@ -168,18 +190,20 @@ class _Count:
     def add(self, outputs: Tensor, target: Tensor) -> None:
         task = self.task
         self._rows += len(target)
-        if task.kind == "classification":
-            self._good = self._good + (outputs.max(1).indices == target).sum()
-        else:
-            if outputs.shape != target.shape:
-                raise TrainingError(
-                    f"task {task.name!r}: outputs have shape {tuple(outputs.shape)}, targets {tuple(target.shape)}: make them equal"
-                )
-            self._good = self._good + (outputs - target).square().mean(tuple(range(1, outputs.ndim))).sum()
+        self._good = self._good + task.total_metric(outputs, target)
         if task.kind == "classification" and outputs.shape[1] < task.size:
             self._loss = None  # a head that has not grown to these classes yet has no likelihood for them
         elif self._loss is not None:
             self._loss = self._loss + task.total_loss(outputs, target)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far."""
+        loss = None if self._loss is None else float(self._loss)
+        return {"rows": self._rows, "good": float(self._good), "loss": loss, "reason": self.reason}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self._rows, self._good, self._loss, self.reason = int(state["rows"]), state["good"], state["loss"], state["reason"]
 
     def line(self) -> dict[str, Any]:
         reason = self.reason or (None if self._rows else "the set has no row for this task")

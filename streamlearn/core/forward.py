@@ -7,7 +7,7 @@ runs once, when the first output, feature or tap is read, and a head runs when s
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from streamlearn.errors import ConfigurationError, nearest
 from streamlearn.models import Model
 from streamlearn.streams.batch import EVERY_ROW
 
-__all__ = ["Forward", "Teacher", "make_teacher", "resolve_taps"]
+__all__ = ["Forward", "PartsOfForward", "Teacher", "make_teacher", "resolve_taps"]
 
 
 class _Call(nn.Module):
@@ -44,9 +44,10 @@ class Forward(Mapping[str, Tensor]):
         taps: ``{name: path of a module}`` whose outputs are kept.
         seed: arguments of `seed_forward`, called right before the encoder runs: every view of a step draws the same masks.
         end: called right after; the step commits buffers here.
+        encode: the model's encoder, compiled; used at the model's own parameters when nothing is tapped.
     """
 
-    __slots__ = ("_direct", "_end", "_features", "_model", "_outputs", "_parts", "_paths", "_seed", "_state", "_taps", "_x")
+    __slots__ = ("_direct", "_encode", "_end", "_features", "_model", "_outputs", "_parts", "_paths", "_seed", "_state", "_taps", "_x")
 
     def __init__(
         self,
@@ -56,8 +57,10 @@ class Forward(Mapping[str, Tensor]):
         taps: Mapping[str, str] | None = None,
         seed: tuple[int, int, torch.device] | None = None,
         end: Callable[[], None] | None = None,
+        encode: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._model = model
+        self._encode = encode or model.encode
         self._x = x
         self._state = state
         self._direct = state is None
@@ -84,7 +87,7 @@ class Forward(Mapping[str, Tensor]):
                 with _tapped(self._model, self._paths, self._taps):
                     self._features = self._run("encode", self._x)
             elif self._direct:
-                self._features = self._model.encode(self._x)
+                self._features = self._encode(self._x)
             else:
                 self._features = self._run("encode", self._x)
             if self._end is not None:
@@ -139,6 +142,47 @@ class Forward(Mapping[str, Tensor]):
         return len(self._model.heads.sizes())
 
 
+class PartsOfForward:
+    """The passes over the parts of a batch, put together to one pass over all of it, without a graph."""
+
+    def __init__(self) -> None:
+        self._rows: list[Tensor] = []
+        self._features: list[Tensor] = []
+        self._outputs: dict[str, list[Tensor]] = {}
+        self._taps: dict[str, list[Tensor]] = {}
+        self._whole = True
+
+    @torch.no_grad()
+    def add(self, part: Forward | None, rows: Sequence[slice]) -> None:
+        """The pass over ``rows`` of the batch; it counts for nothing unless it has run."""
+        if part is None or not part.has_run:
+            self._whole = False
+            return
+        self._rows += [torch.arange(piece.start, piece.stop) for piece in rows]
+        self._features.append(part.features.detach())
+        for task in {*part._outputs, *(key[0] for key in part._parts)}:  # of a task read on some rows, all rows
+            self._outputs.setdefault(task, []).append(part[task].detach())
+        for name, activation in part._taps.items():
+            self._taps.setdefault(name, []).append(activation.detach())
+
+    @torch.no_grad()
+    def joined(self, whole: Forward) -> Forward | None:
+        """``whole``, filled with what all the parts have; ``None`` if the encoder has not run on all of them."""
+        if not self._whole or not self._rows:
+            return None
+        order = torch.cat(self._rows).argsort().to(self._features[0].device)
+        lengths = [len(part) for part in self._features]
+
+        def join(parts: list[Tensor]) -> Tensor | None:
+            fits = len(parts) == len(lengths) and all(p.ndim and len(p) == n for p, n in zip(parts, lengths, strict=True))
+            return torch.cat(parts)[order] if fits else None
+
+        whole._features = join(self._features)
+        for kept, found in ((whole._outputs, self._outputs), (whole._taps, self._taps)):
+            kept.update({name: tensor for name, parts in found.items() if (tensor := join(parts)) is not None})
+        return whole
+
+
 class _tapped:  # noqa: N801 - used like a function
     """Keep the outputs of some modules during one pass; no hook survives it."""
 
@@ -183,22 +227,37 @@ class Teacher:
     """A model that is read but not trained. Plugins that ask for equal teachers share one.
 
     Args:
-        source: ``"copy"`` of the model, or a module given by the user.
+        source: ``"copy"`` of the model, ``"ema"``: the exponential moving average of its weights and buffers from the start of the
+            first experience on, or a module given by the user.
         refresh: when a copy is taken anew: ``"experience"``, at the start of every experience but the first. Until it has been
             taken, ``step.teacher(name)`` is ``None``.
+        decay: of the average, in [0, 1): after each update θ_teacher ← decay · θ_teacher + (1 - decay) · θ.
     """
 
-    source: Literal["copy"] | nn.Module = "copy"
+    source: Literal["copy", "ema"] | nn.Module = "copy"
     refresh: Literal["experience", "never"] = "experience"
+    decay: float = 0.999
 
 
 def make_teacher(teacher: Teacher, model: Model) -> Model:
     """A frozen model in evaluation mode, as ``teacher`` says."""
-    source = copy.deepcopy(model) if teacher.source == "copy" else Model.of(teacher.source)
+    # a copy of the user's own too: it is frozen here, and may be the very model that is trained
+    source = Model.of(copy.deepcopy(model if isinstance(teacher.source, str) else teacher.source))
     for parameter in source.parameters():
         parameter.requires_grad_(False)
         parameter.grad = None
     return source.eval()
+
+
+@torch.no_grad()
+def average(teacher: Model, model: Model, decay: float) -> None:
+    """Move ``teacher`` towards ``model``: what is not a floating-point number is copied."""
+    current = model.state_dict()
+    for name, mine in teacher.state_dict().items():  # by name: heads may have come in another order
+        if mine.is_floating_point():
+            mine.lerp_(current[name], 1 - decay)
+        else:
+            mine.copy_(current[name])
 
 
 @torch.no_grad()

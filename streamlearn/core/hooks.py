@@ -92,11 +92,11 @@ class HookSpecs:
 
     @_spec
     def collect_teachers(self, run: Run) -> Mapping[str, Teacher]:  # type: ignore[empty-body]
-        """``{name: Teacher}``: frozen or averaged models whose outputs the step reads as ``step.teacher(name)``."""
+        """``{name: Teacher}``: frozen or averaged models whose outputs the step reads as ``step.teacher("<plugin>/<name>")``."""
 
     @_spec
     def collect_taps(self, run: Run) -> Mapping[str, str]:  # type: ignore[empty-body]
-        """``{name: path of a module}``: the step will read that module's output as ``step.tap(name)``."""
+        """``{name: path of a module}``: the step reads that module's output as ``step.tap("<plugin>/<name>")``."""
 
     @_spec
     def before_experience(self, experience: Experience, run: Run) -> None:

@@ -10,6 +10,7 @@ passes. Convolutions unfold into the same form and normalisation layers are elem
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
@@ -52,6 +53,8 @@ def importance(
     """
     total: dict[str, Tensor] = {}
     rows = 0
+    if not names:
+        return total
     with evaluating(model):
         for batch in batches:
             rows += len(batch)
@@ -112,6 +115,21 @@ def _scores(target: Tensor | None, labels: Labels, regression: bool) -> Callable
     return scores
 
 
+def _row_by_row(
+    one: Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor], wanted: Mapping[str, Tensor], x: Tensor, vector: Tensor
+) -> dict[str, Tensor]:
+    """The same sum by one backward pass for each row: slow, and always possible."""
+    leaves = {name: p.clone().requires_grad_() for name, p in wanted.items()}
+    total = {name: torch.zeros_like(p) for name, p in wanted.items()}
+    for row, weights in zip(x, vector, strict=True):
+        with torch.enable_grad():
+            found = torch.autograd.grad(one(leaves, row, weights), list(leaves.values()), allow_unused=True)
+        for name, gradient in zip(leaves, found, strict=True):
+            if gradient is not None:
+                total[name] += gradient.square()
+    return total
+
+
 def _by_vmap(
     model: Model, x: Tensor, task: str, score: Callable[[Tensor], list[Tensor]], names: frozenset[str], chunk: int = 64
 ) -> dict[str, Tensor]:
@@ -133,6 +151,12 @@ def _by_vmap(
         vectors = score(model(x, task))
     total = {name: torch.zeros_like(p) for name, p in wanted.items()}
     for vector in vectors:
-        for name, gradients in per_row(wanted, x, vector).items():
-            total[name] += gradients.square().sum(0)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # an operator that vmap runs row by row
+                found = {name: gradients.square().sum(0) for name, gradients in per_row(wanted, x, vector).items()}
+        except RuntimeError:  # some models cannot be traced: recurrent ones, or a branch on values
+            found = _row_by_row(one, wanted, x, vector)
+        for name, square in found.items():
+            total[name] += square
     return {name.removeprefix("model."): value for name, value in total.items() if bool(value.any()) or name.startswith("model.encoder.")}

@@ -19,7 +19,7 @@ from torch import Tensor
 from streamlearn.core.randomness import distinct, subseed
 from streamlearn.errors import ConfigurationError
 from streamlearn.streams.batch import Batch, concatenate
-from streamlearn.streams.data import Data, JoinedData, same_kind
+from streamlearn.streams.data import Data, JoinedData, join, same_kind
 
 __all__ = ["Memories", "Policy", "ReplayMemory", "quotas"]
 
@@ -114,6 +114,10 @@ class ReplayMemory:
 
     def _add_part(self, part: Part, piece: Data) -> None:
         """Remember where rows come from; parts that differ only in their rows are fetched by one gather."""
+        if len(piece) != len(piece.indices):
+            raise ConfigurationError(
+                f"memory {self.name!r} keeps rows, but experience {part[0]} has episodes, where alone rows have labels: leave replay out"
+            )
         kind = next(
             (number for number, known in enumerate(self._kinds) if not (known.labelled or piece.labelled) and same_kind(known, piece)),
             len(self._kinds),
@@ -133,15 +137,21 @@ class ReplayMemory:
                 f"memory {self.name!r} is class-balanced, but rows of {piece.source.name!r} have no labels: use 'reservoir'"
             )
         # classes of different tasks, or of the same task in different domains, are told apart by the source's own numbers
-        target = next(iter(piece.targets.values()))
-        return piece.source.take(index).targets[target.column].numpy().astype(np.int64)
+        task, target = next(iter(piece.targets.items()))
+        groups = piece.source.take(index).targets[target.column].numpy().astype(np.int64)
+        if task in piece.labelled:  # what is hidden must not steer which rows are kept: such rows are a group of their own
+            groups[~piece.labelled[task][_positions(piece, index)].numpy()] = -1
+        return groups
 
     def _survivors(self) -> np.ndarray:
         if len(self._index) <= self.capacity:
             return np.arange(len(self._index))
         order = np.lexsort((self._priority, self._group))
-        _, first, counts = np.unique(self._group[order], return_index=True, return_counts=True)
-        allowed = quotas(counts, self.capacity)
+        names, first, counts = np.unique(self._group[order], return_index=True, return_counts=True)
+        # which groups get what cannot be shared equally is drawn once for all: with more groups than places, not the oldest stay
+        rank = np.argsort([subseed(self._seed, "group", int(name)) for name in names])
+        allowed = np.zeros_like(counts)
+        allowed[rank] = quotas(counts[rank], self.capacity)
         return np.sort(np.concatenate([order[f : f + a] for f, a in zip(first, allowed, strict=True)]))
 
     def _keep(self, places: np.ndarray) -> None:
@@ -162,6 +172,13 @@ class ReplayMemory:
             return _rows_of(self._kinds[0], index)
         kinds = np.array(self._kind_of_part)[parts]
         return concatenate([_rows_of(self._kinds[k], index[torch.from_numpy(kinds == k)]) for k in np.unique(kinds)])
+
+    def data(self) -> Data | JoinedData | None:
+        """Everything kept, to be trained on like the data of an experience; ``None`` while empty."""
+        kinds = np.array(self._kind_of_part, np.int64)[self._part]
+        chosen = [(self._kinds[kind], torch.from_numpy(self._index[kinds == kind])) for kind in np.unique(kinds)]
+        pieces: list[Data | JoinedData] = [_piece_of(kind, index) for kind, index in chosen]
+        return join(pieces) if pieces else None
 
     def all_rows(self) -> Batch | None:
         """Everything kept, as one batch of role ``"memory"``; ``None`` while empty."""
@@ -186,8 +203,19 @@ def _rows_of(piece: Data, index: Tensor) -> Batch:
     """The rows ``index`` of the source of ``piece``; a row that came without a label is replayed without one."""
     if not piece.labelled:
         return piece.fetch(index, "memory")
+    return piece.batch(_positions(piece, index), "memory")
+
+
+def _piece_of(piece: Data, index: Tensor) -> Data:
+    """The rows ``index`` of the source of ``piece``, as data."""
+    if piece.labelled:
+        return piece.subset(_positions(piece, index))
+    return Data(piece.source, index, piece.tasks, piece.targets, piece.transform, piece.domain)
+
+
+def _positions(piece: Data, index: Tensor) -> Tensor:
     order = piece.indices.argsort()
-    return piece.batch(order[torch.searchsorted(piece.indices[order], index)], "memory")
+    return order[torch.searchsorted(piece.indices[order], index)]
 
 
 class Memories:
@@ -214,6 +242,15 @@ class Memories:
                 f"{capacity}, {policy}: make them agree, or give one of them another memory name"
             )
         return memory
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The memories that plugins have opened."""
+        return tuple(self._memories)
+
+    def find(self, name: str) -> ReplayMemory | None:
+        """The memory ``name``, if a plugin has opened it."""
+        return self._memories.get(name)
 
     def draw(self, name: str, rows: int, update: int, purpose: str) -> Batch | None:
         """One draw per step, number of rows and purpose; who asks again gets the same rows."""

@@ -51,14 +51,23 @@ class Meter:
         if not total.is_cpu:
             self._add_later(objective, run)
             return
-        value = total.item()
-        if not isfinite(value):
-            raise _divergence(objective, value, run)
+        value = self.guard(objective, total, run)
         for name, loss in objective.losses.items():
             _count(self._losses, name, value if loss is total else loss.item())
         if objective.terms:
             for name, term in objective.terms.items():
                 _count(self._terms, name, term.item())
+
+    def guard(self, objective: Objective, total: Tensor, run: Run) -> float:
+        """Look at an objective without counting it: one on a part of a batch. On an accelerator that is left to `add`.
+
+        Raises:
+            DivergenceError: as `add`.
+        """
+        value = total.item() if total.is_cpu else 0.0
+        if not isfinite(value):
+            raise _divergence(objective, value, run)
+        return value
 
     def _add_later(self, objective: Objective, run: Run) -> None:
         for sums, parts in ((self._losses, objective.losses), (self._terms, objective.terms)):
@@ -104,6 +113,6 @@ def _divergence(objective: Objective, value: float, run: Run) -> DivergenceError
     guilty = [f"{name} is {float(part.detach())}" for name, part in named.items() if not math.isfinite(float(part.detach()))]
     told = "; ".join(guilty) if guilty else f"no single loss or term, but their weighted sum is {value}"
     return DivergenceError(
-        f"training diverged at {run.clock}: {told}. The update was not made; lower the learning rate, or the strength of that plugin, "
-        "and resume from the last checkpoint"
+        f"training diverged at {run.clock}: {told}. The update was not made; start again, in another folder, "
+        "with a lower learning rate or a lower strength of that plugin"
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -28,6 +29,29 @@ class Objective:
     terms: Mapping[str, Tensor] = field(default_factory=dict)
     shares: Mapping[str, float | Tensor] = field(default_factory=dict)
 
+    def detached(self) -> Objective:
+        """The same numbers without a graph."""
+        losses, terms = ({name: value.detach() for name, value in found.items()} for found in (self.losses, self.terms))
+        return Objective(losses, terms, {n: s.detach() if isinstance(s, Tensor) else s for n, s in self.shares.items()})
+
+    @classmethod
+    def average(cls, parts: Sequence[tuple[Objective, float]]) -> Objective:
+        """The objective on a batch, from those on its parts and the share of each in the labelled rows.
+
+        L_k is weighted by the weight that row k has in each part, share · share_k; terms and shares add up.
+        """
+        losses: dict[str, Any] = {}
+        weights: dict[str, Any] = {}
+        terms: dict[str, Any] = {}
+        for objective, share in parts:
+            for name, loss in objective.losses.items():
+                weight = share * objective.shares.get(name, 1.0)
+                losses[name] = losses.get(name, 0.0) + weight * loss
+                weights[name] = weights.get(name, 0.0) + weight
+            for name, term in objective.terms.items():
+                terms[name] = terms.get(name, 0.0) + share * term
+        return cls({name: loss / _nonzero(weights[name]) for name, loss in losses.items()}, terms, weights)
+
     @classmethod
     def merge(cls, objectives: Sequence[Objective]) -> Objective:
         """The mean of several objectives, row by row and term by term (over the episodes in which each occurs)."""
@@ -38,6 +62,10 @@ class Objective:
             return {name: sum(values[1:], values[0]) / len(values) for name, values in found.items()}
 
         return cls(mean([o.losses for o in objectives]), mean([o.terms for o in objectives]), mean([o.shares for o in objectives]))
+
+
+def _nonzero(weight: float | Tensor) -> float | Tensor:
+    return torch.where(weight == 0, torch.ones_like(weight), weight) if isinstance(weight, Tensor) else weight or 1.0
 
 
 def evaluate(view: Step) -> Objective:

@@ -59,6 +59,9 @@ class Optimization:
             ) from error
         if self._named and not isinstance(self._main, torch.optim.Optimizer):
             raise ConfigurationError(f"optimizer= must return a torch optimizer, it returned {type(self._main).__name__}")
+        held = {id(p) for group in (self._main.param_groups if self._main else ()) for p in group["params"]}
+        if self._named and not held & {id(p) for p in self._named.values()}:
+            raise ConfigurationError("optimizer= returned an optimizer of other parameters: give it those it is called with")
         if isinstance(self._main, torch.optim.LBFGS):
             raise ConfigurationError("optimizer= built LBFGS, which wants to evaluate the loss itself: use SGD, Adam or the like")
         self._phase: tuple[torch.optim.Optimizer, frozenset[str]] | None = None
@@ -119,8 +122,10 @@ class Optimization:
                 continue
             group = groups[id(old)]["params"]
             group[[p is old for p in group].index(True)] = new
-            if old in main.state:
-                main.state[new] = {key: _grown(value, old, new) for key, value in main.state.pop(old).items()}
+            kept_state = main.state.pop(old, {})
+            # factored state (Adafactor's) has other shapes and cannot be grown: the parameter starts without
+            if not any(isinstance(value, Tensor) and value.ndim and value.shape != old.shape for value in kept_state.values()):
+                main.state[new] = {key: _grown(value, old, new) for key, value in kept_state.items()}
         kept = {name: p for name, p in self._named.items() if "/" in name.split(".", 1)[0]}
         self._named = current | kept
 

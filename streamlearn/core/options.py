@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,14 +26,25 @@ class Options:
     evaluate_every: int | None = None
     evaluation_batch_size: int = 1024
     checkpoint_every: int | None = None
+    microbatches: int = 1
+    compile: bool | str = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "evaluation_batch_size", "evaluate_every", "checkpoint_every"):
+        for name in ("epochs", "batch_size", "seed", "evaluation_batch_size", "evaluate_every", "checkpoint_every", "microbatches"):
+            if hasattr(type(getattr(self, name)), "__index__") and not isinstance(getattr(self, name), bool):
+                object.__setattr__(self, name, operator.index(getattr(self, name)))  # numpy's whole numbers are welcome
+        if not isinstance(self.drop_last, bool):
+            raise ConfigurationError(f"Engine: drop_last is {self.drop_last!r}, but it must be True or False")
+        for name in ("epochs", "batch_size", "evaluation_batch_size", "evaluate_every", "checkpoint_every", "microbatches"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigurationError(f"Engine: {name} is {value!r}, but it must be a whole number of at least 1")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ConfigurationError(f"Engine: seed is {self.seed!r}, but it must be a whole number")
+        if not isinstance(self.compile, bool | str):
+            raise ConfigurationError(
+                f"Engine: compile is {self.compile!r}, but it must be True, False or the name of a backend of torch.compile"
+            )
         try:
             torch.device(self.device)
         except RuntimeError:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from streamlearn.core.optimization import OptimizerFactory
 from streamlearn.errors import ConfigurationError
@@ -30,6 +30,8 @@ class Phase:
         only: names of the plugins that act on the steps of this phase; ``None`` means all.
         role: the role that the rows have in a batch.
         batch_size: rows per batch; ``None`` takes the engine's.
+        companions: data by role whose rows join every batch, as many as it has of its own: the unlabelled ``target`` of a domain
+            adaptation. The engine fills in the other roles of the experience for the phase ``"main"``, but for ``validation``.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Phase:
     only: frozenset[str] | None = None
     role: str = "train"
     batch_size: int | None = None
+    companions: Mapping[str, Data | JoinedData] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.only is not None:

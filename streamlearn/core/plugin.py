@@ -33,11 +33,20 @@ class Tunable:
 
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """Passes through the model that a plugin adds to a training step, beyond the engine's one forward and one backward."""
+    """Passes through the model that a plugin adds to a training step, beyond the engine's one forward and one backward.
+
+    Args:
+        forward: additional forward passes of the model.
+        backward: additional backward passes.
+        teachers: the teachers that it reads, one forward pass each: ``"previous"`` for a copy of the model, or any other word; plugins
+            that read equal teachers share the pass.
+        look_ahead: how many times the whole objective is evaluated besides the last time; what is nested multiplies.
+    """
 
     forward: int = 0
     backward: int = 0
-    teacher: int = 0
+    teachers: frozenset[str] = frozenset()
+    look_ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,8 @@ class PluginInfo:
         passes: additional passes per step; a function of the plugin where they depend on its configuration.
         memory: what its state costs, in words such as ``"2 x parameters"``.
         ranks: behaviour over several processes.
+        rows: where a combiner wants the gradients of the rows: at the shared ``"parameters"``, or at the ``"features"``, the output of
+            the encoder, which costs one backward pass through it in place of one for each row.
         strength: the option that switches the method off at 0, if there is one.
     """
 
@@ -76,13 +87,14 @@ class PluginInfo:
     passes: Passes | Callable[[Any], Passes] = field(default_factory=Passes)
     memory: str = "none"
     ranks: Literal["local", "reduced", "unsupported"] = "unsupported"
+    rows: Literal["parameters", "features"] = "parameters"
     strength: str | None = None
 
 
 class PluginConfig(pydantic.BaseModel):
     """Base of a plugin's options: frozen, typed, unknown keys refused."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 class Plugin:

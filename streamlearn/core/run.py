@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from streamlearn.core.clock import Clock
 from streamlearn.core.composition import Composition
 from streamlearn.core.dispatch import HookTable
-from streamlearn.core.forward import Teacher, make_teacher
-from streamlearn.core.importance import Labels, importance
+from streamlearn.core.forward import Forward, Teacher, average, make_teacher, resolve_taps
+from streamlearn.core.importance import Labels, evaluating, importance
 from streamlearn.core.memory import Memories, ReplayMemory
 from streamlearn.core.meter import Meter
 from streamlearn.core.optimization import Optimization
@@ -48,6 +48,7 @@ class Run:
         teachers: the teachers that exist by now, likewise.
         memories: the replay memories, by name.
         record: what was measured.
+        rows_at_features: whether the active combiner wants its rows at the features (``info.rows``).
         trains: whether any parameter may move at present; without, a step has no forward and no update of its own.
         error: the exception that ended the run, for ``after_run``.
     """
@@ -74,9 +75,14 @@ class Run:
         self.taps: dict[str, str] | None = None
         self.error: BaseException | None = None
         self.trains = True
+        combiners = set(composition.firing_order("provide_gradient_combination"))
+        self.rows_at_features = any(plugin.info.rows == "features" for plugin in composition.plugins if plugin.name in combiners)
+        self.averaged: dict[str, float] = {}
+        self.encode: Any = None
         self.model: Model
         self.optimization: Optimization
         self.initial: Model
+        self.keeps_initial = False  # whether a new process could not draw the initial weights again
         self.pending_optimization: dict[str, Any] | None = None
         self.frozen_by_phase: frozenset[int] = frozenset()
         self._restricted: dict[frozenset[str], HookTable] = {}
@@ -110,6 +116,11 @@ class Run:
         self.has_buffers = next(self.model.buffers(), None) is not None
         self.model_parameter_names = frozenset(name for name, _ in self.model.named_parameters())
 
+    @property
+    def is_special(self) -> bool:
+        """Whether the options or a teacher ask for more than the shortest form of a step."""
+        return self.options.microbatches > 1 or self.encode is not None or bool(self.averaged)
+
     def parameters(self) -> Mapping[str, Tensor]:
         """Every parameter by name, live."""
         return self.optimization.parameters()
@@ -142,6 +153,34 @@ class Run:
         for positions in torch.arange(len(data)).split(batch_size):  # type: ignore[no-untyped-call]
             yield data.batch(positions, role).to(self.device)
 
+    def shape_of(self, tap: str = "features") -> tuple[int, ...]:
+        """Shape of one row of an activation: of the module at path ``tap``, or of ``"features"``; from a pass in evaluation mode."""
+        if self.experience is None:
+            raise ConfigurationError("shapes are known from before_experience on: ask for modules in collect_modules")
+        batch = self.experience.data[self.experience.main_role].batch(torch.tensor([0])).to(self.device)
+        paths = None if tap == "features" else resolve_taps(self.model, {tap: tap})
+        with torch.no_grad(), evaluating(self.model), forked(self.device):
+            return tuple(Forward(self.model, batch.x, taps=paths).tap(tap).shape[1:])
+
+    def measure(self, role: str = "validation") -> dict[str, float]:
+        """The metric of each task on the rows of ``role`` of the present experience, in evaluation mode; leaves no trace.
+
+        Rows that plugins may be steered by: never test rows, which no experience holds.
+        """
+        data = self.data(role)
+        good: dict[str, float] = {}
+        rows: dict[str, int] = {}
+        with torch.no_grad(), evaluating(self.model), forked(self.device):
+            for batch in self.batches(data, self.options.evaluation_batch_size, role):
+                outputs = Forward(self.model, batch.x)
+                for task in batch.targets:
+                    keep = batch.labelled_rows(task)
+                    if bool(keep.any()):
+                        found = self.tasks[task].total_metric(outputs[task][keep], batch.targets[task][keep])
+                        good[task] = good.get(task, 0.0) + float(found)
+                        rows[task] = rows.get(task, 0) + int(keep.sum())
+        return {task: total / rows[task] for task, total in good.items()}
+
     def piece(self, experience: int, role: str, number: int) -> Data:
         """Piece ``number`` of the rows of ``role`` of an experience."""
         return self.stream[experience].data[role].parts()[number]
@@ -160,6 +199,7 @@ class Run:
         regression = frozenset(task.name for task in self.tasks.values() if task.kind == "regression")
         rows = self.batches(self.data() if data is None else data, batch_size)
         with forked(self.device):
+            torch.default_generator.manual_seed(subseed(self.seed, "importance rows", self.clock.experience))  # of data that augment
             return importance(self.model, rows, labels, names, regression)
 
     def offer(self, memory: ReplayMemory, batch: Batch, role: str = "train") -> None:
@@ -176,9 +216,37 @@ class Run:
     def want_teachers(self, wanted: Mapping[str, Teacher]) -> None:
         """Remember which teachers are asked for; those that are given by the user exist from now on."""
         self._wanted_teachers = dict(wanted)
+        self.averaged = {name: teacher.decay for name, teacher in wanted.items() if teacher.source == "ema"}
+        made: dict[Teacher, Model] = {}
         for name, teacher in wanted.items():
             if teacher.source != "copy" and name not in self.teachers:
-                self.teachers[name] = make_teacher(teacher, self.model)
+                if teacher not in made:
+                    made[teacher] = make_teacher(teacher, self.model).to(self.device)
+                self.teachers[name] = made[teacher]
+        for name in self.averaged:
+            self._grow_average(self.teachers[name])
+
+    def _grow_average(self, teacher: Model) -> None:
+        """An averaged teacher follows the model's growth; what is new starts at the model's own values."""
+        if teacher.structure() == self.model.structure():
+            return
+        old = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+        teacher.restore_structure(self.model.structure())
+        teacher.load_state_dict(self.model.state_dict())
+        with torch.no_grad():
+            for name, tensor in teacher.state_dict().items():
+                if name in old:
+                    tensor[tuple(slice(0, size) for size in old[name].shape)] = old[name]
+        teacher.requires_grad_(False).eval()
+
+    def average_teachers(self) -> None:
+        """An update has been made: averages of the model's weights follow it."""
+        done: set[int] = set()
+        for name, decay in self.averaged.items():
+            teacher = self.teachers[name]
+            if id(teacher) not in done:
+                done.add(id(teacher))
+                average(teacher, self.model, decay)
 
     def refresh_teachers(self) -> None:
         """A new experience starts: copy the model, as the last experience left it, for those who learn from it."""
@@ -225,6 +293,7 @@ class Run:
             "plugins": {plugin.name: plugin.state_dict() for plugin in self.plugins},
             "meter": self.meter.state_dict(),
             "classes_seen": {task: list(classes) for task, classes in self.classes_seen.items()},
+            "initial": dict(self.initial.state_dict()) if self.keeps_initial else {},
             "record": self.record.position,
             "times": self.times.position,
         }
@@ -232,6 +301,8 @@ class Run:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave; the model must have its structure again and ``experience`` be entered."""
         self.model.load_state_dict(state["model"]["tensors"])
+        if state["initial"]:
+            self.initial.load_state_dict(state["initial"])
         for name, tensors in state["modules"].items():
             self.modules[name].load_state_dict(tensors)
         frozen = set(state["frozen"])

@@ -18,7 +18,7 @@ from streamlearn.core.randomness import permutation, subseed
 from streamlearn.errors import ConfigurationError
 from streamlearn.streams.data import Data, JoinedData
 
-__all__ = ["TaskCursors", "batches_per_epoch", "shuffled"]
+__all__ = ["Rounds", "TaskCursors", "batches_per_epoch", "shuffled"]
 
 
 def batches_per_epoch(rows: int, batch_size: int, drop_last: bool) -> int:
@@ -30,6 +30,42 @@ def shuffled(rows: int, batch_size: int, drop_last: bool, skip: int, seed: int, 
     """The positions of one epoch in their order, from batch ``skip`` on."""
     order = permutation(rows, seed, "order", *place)
     return order[skip * batch_size : batches_per_epoch(rows, batch_size, drop_last) * batch_size]
+
+
+class Rounds:
+    """Rows that join every batch: one random order of them after another, without end.
+
+    Batch ``number`` is a pure function of its number, so there is no cursor that a resume would need.
+
+    Args:
+        rows: how many there are, at least 1.
+        batch_size: how many join a batch; all of them when there are fewer.
+        seed: the run's seed.
+        place: (experience, phase, role).
+
+    Example:
+        >>> rounds = Rounds(5, 2, 0, "here")
+        >>> sorted(torch.cat([rounds.positions(0), rounds.positions(1), rounds.positions(2)[:1]]).tolist())
+        [0, 1, 2, 3, 4]
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int, *place: str | int) -> None:
+        self._rows, self._size = rows, min(batch_size, rows)
+        self._seed, self._place = seed, place
+        self._orders: dict[int, Tensor] = {}
+
+    def positions(self, number: int) -> Tensor:
+        """The positions that join batch ``number`` of the phase."""
+        round_, offset = divmod(number * self._size, self._rows)
+        taken = self._order(round_)[offset : offset + self._size]
+        missing = self._size - len(taken)
+        return taken if not missing else torch.cat([taken, self._order(round_ + 1)[:missing]])
+
+    def _order(self, number: int) -> Tensor:
+        if number not in self._orders:
+            self._orders = {n: order for n, order in self._orders.items() if n == number - 1}
+            self._orders[number] = permutation(self._rows, self._seed, "round", *self._place, number)
+        return self._orders[number]
 
 
 class TaskCursors:
@@ -48,7 +84,7 @@ class TaskCursors:
         start = 0
         for part in data.parts():
             here = torch.arange(start, start + len(part))
-            for task in part.tasks:
+            for task in part.tasks if len(part) else ():
                 known = self._positions.get(task.name)
                 self._positions[task.name] = here if known is None else torch.cat([known, here])
             start += len(part)

@@ -69,10 +69,9 @@ class Session:
         if self.folder is not None:
             self._refuse_not_finite()
             state = self.run.state_dict()
-            cursors = self.walk.cursors if self.walk is not None else None
             self.run.record.sync()  # a checkpoint says how long the record was: it must not reach the disk first
             self.run.times.sync()
-            state["cursors"] = None if cursors is None else cursors.state_dict()
+            state["walk"] = {} if self.walk is None else self.walk.state_dict()
             write_checkpoint(self.folder / "checkpoints", self.run.clock.update, state)
 
     def _refuse_not_finite(self) -> None:
@@ -81,7 +80,7 @@ class Session:
             if not bool(parameter.isfinite().all()):
                 raise DivergenceError(
                     f"parameter {name!r} is not finite at {self.run.clock}, though every loss was: the last checkpoint is kept; "
-                    "clip gradients or lower the learning rate, and resume"
+                    "start again, in another folder, with clipped gradients or a lower learning rate"
                 )
 
     @contextlib.contextmanager
@@ -112,7 +111,9 @@ def locked(folder: Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    with (folder / ".lock").open("w") as handle:
+    with disk_errors(folder):
+        handle = (folder / ".lock").open("w")
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -180,7 +181,7 @@ def never_saved(run: Run, folder: Path) -> bool:
 
 
 def restore(run: Run, folder: Path) -> dict[str, Any] | None:
-    """Bring ``run`` to the place of the newest whole checkpoint; returns the task cursors saved there.
+    """Bring ``run`` to the place of the newest whole checkpoint; returns the state of the walk saved there.
 
     ``run`` must have its model, freshly built, and nothing trained.
 
@@ -196,8 +197,8 @@ def restore(run: Run, folder: Path) -> dict[str, Any] | None:
     with forked(run.device):
         _restore(run, state)
     run.record.truncate(state["record"])
-    run.times.truncate(state["times"])
-    return state["cursors"]  # type: ignore[no-any-return]
+    run.times.truncate(min(state["times"], run.times.position))  # no result depends on them
+    return state["walk"]  # type: ignore[no-any-return]
 
 
 def _restore(run: Run, state: Mapping[str, Any]) -> None:

@@ -22,12 +22,13 @@ such as MGDA would return zero for ever; projection after terms.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from streamlearn.core.gradients import combined_gradients
+from streamlearn.core.gradients import Combination
 from streamlearn.core.objective import Objective, evaluate, weigh
 from streamlearn.core.randomness import seed_forward
 from streamlearn.core.view import Step
@@ -40,10 +41,13 @@ if TYPE_CHECKING:
 __all__ = ["Objective", "Step", "evaluate", "train_step", "weigh"]
 
 
-def train_step(run: Run, batch: Batch) -> None:
-    """One training step on ``batch``: the lines at the head of this module, in their order."""
+def train_step(run: Run, batch: Batch, predicted: Callable[[Step], None] | None = None) -> None:
+    """One training step on ``batch``: the lines at the head of this module, in their order.
+
+    ``predicted`` is called when the outputs are there and no parameter has moved: prequential scoring.
+    """
     hooks = run.hooks
-    if hooks.step_is_plain and run.trains and batch.is_one_task:
+    if hooks.step_is_plain and run.trains and batch.is_one_task and not run.is_special:
         _plain_step(run, batch)
         return
     step = Step(run, batch)
@@ -52,24 +56,59 @@ def train_step(run: Run, batch: Batch) -> None:
     if hooks.before_step is not None:
         hooks.before_step(step)
 
-    if run.trains:
-        objective = evaluate(step) if hooks.around_objective is None else hooks.around_objective(evaluate, step)
-        weighted = weigh(objective, step)
-        total = weighted
-        for term in objective.terms.values():
-            total = term if total is None else total + term
-
-        if total is not None and total.requires_grad:
-            run.meter.add(objective, total, run)  # stops here if anything is not finite
-            if hooks.provide_gradient_combination is None:
-                total.backward()  # type: ignore[no-untyped-call]
-            else:
-                combined_gradients(objective, weighted, step)
-            step.objective = objective
-            _update(step)
+    combination = None if hooks.provide_gradient_combination is None else Combination(step)
+    if 1 < run.options.microbatches <= len(step.batch):
+        _in_parts(step, combination, predicted)
+    else:
+        found = _differentiate(step, 1.0, combination, run.meter.add) if run.trains else None
+        step.objective = None if found is None else found[0]
+        if predicted is not None:
+            predicted(step)
+    if step.objective is not None:
+        if combination is not None:
+            combination.write()
+        _update(step)
 
     if hooks.after_step is not None:
         hooks.after_step(step)
+
+
+def _in_parts(step: Step, combination: Combination | None, predicted: Callable[[Step], None] | None) -> None:
+    """The objective of ``step`` and its gradient, part by part: the graph of one is gone when the next is made."""
+    run = step.run
+    done, total = [], torch.zeros((), device=run.device)
+    for part, share in step.parts(run.options.microbatches):
+        found = _differentiate(part, share, combination, run.meter.guard) if run.trains else None
+        if predicted is not None:
+            predicted(part)
+        if found is not None:
+            done.append((found[0].detached(), share))
+            total = total + share * found[1].detach()
+        del part, found
+    if done:
+        step.objective = Objective.average(done)
+        run.meter.add(step.objective, total, run)
+
+
+def _differentiate(
+    part: Step, share: float, combination: Combination | None, watch: Callable[[Objective, Tensor, Run], object]
+) -> tuple[Objective, Tensor] | None:
+    """The objective on ``part`` of a step's rows with s + P, and ``share`` of its gradient; ``None`` if there is nothing to minimise."""
+    run = part.run
+    wrap = run.hooks.around_objective
+    objective: Objective = evaluate(part) if wrap is None else wrap(evaluate, part)
+    weighted = weigh(objective, part)
+    total = weighted
+    for term in objective.terms.values():
+        total = term if total is None else total + term
+    if total is None or not total.requires_grad:
+        return None
+    watch(objective, total, run)  # stops here if anything is not finite
+    if combination is not None:
+        combination.add(objective, weighted, part, share)
+    else:
+        (total if share == 1.0 else share * total).backward()  # type: ignore[no-untyped-call]
+    return objective, total
 
 
 def _plain_step(run: Run, batch: Batch) -> None:
@@ -90,10 +129,17 @@ def _plain_step(run: Run, batch: Batch) -> None:
 def _update(step: Step) -> None:
     """Projection and update; gradients lie in ``.grad``."""
     run = step.run
+    _project_and_move(step)
+    step.updated = True
+    if run.averaged:
+        run.average_teachers()
+
+
+def _project_and_move(step: Step) -> None:
+    run = step.run
     hooks, optimization = run.hooks, run.optimization
     if hooks.transform_gradients is None and hooks.around_update is None:
         optimization.step()
-        step.updated = True
         return
     gradients = optimization.gradients()
     if hooks.transform_gradients is not None:
@@ -101,7 +147,6 @@ def _update(step: Step) -> None:
     step.gradients = gradients
     if hooks.around_update is None:
         optimization.update(gradients)
-        step.updated = True
         return
     calls = 0
 
@@ -115,4 +160,3 @@ def _update(step: Step) -> None:
     if calls != 1:
         who = ", ".join(run.implementers("around_update"))
         raise TrainingError(f"around_update must call update(gradients) exactly once, it was called {calls} times: {who}")
-    step.updated = True

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from streamlearn.core.evaluation import Evaluator
 from streamlearn.core.forward import resolve_taps
 from streamlearn.core.meter import Meter
 from streamlearn.core.phases import ALL, Phase, select_names
-from streamlearn.core.randomness import forked, subseed
-from streamlearn.core.sampling import TaskCursors, batches_per_epoch, shuffled
+from streamlearn.core.prequential import Prequential
+from streamlearn.core.randomness import forked, seed_forward, subseed
+from streamlearn.core.sampling import Rounds, TaskCursors, batches_per_epoch, shuffled
 from streamlearn.core.step import Step, train_step
 from streamlearn.errors import ConfigurationError
 from streamlearn.streams import Batch, Experience
+from streamlearn.streams.batch import concatenate
+from streamlearn.streams.data import in_memory
 
 if TYPE_CHECKING:
     from streamlearn.core.run import Run
@@ -31,17 +35,25 @@ class Walk:
         run: the run, fresh or restored to some place.
         evaluator: measures it.
         between_steps: called after every update and at every boundary; saves, reports progress, and stops the run by raising.
-        cursors: the task cursors of the epoch in progress, when a task scheduler was active at the place of a resume.
+        restored: what `state_dict` gave at the place of a resume.
     """
 
     def __init__(
-        self, run: Run, evaluator: Evaluator, between_steps: Callable[[str], None], cursors: dict[str, object] | None = None
+        self, run: Run, evaluator: Evaluator, between_steps: Callable[[str], None], restored: Mapping[str, Any] | None = None
     ) -> None:
         self.run = run
         self.evaluator = evaluator
         self.between_steps = between_steps
         self.cursors: TaskCursors | None = None
-        self._restored_cursors = cursors
+        self._restored = dict(restored or {})
+        self._prequential: Prequential | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the epoch and the experience in progress have, beyond the clock: task cursors, and the score of predictions."""
+        return {
+            "cursors": None if self.cursors is None else self.cursors.state_dict(),
+            "prequential": None if self._prequential is None else self._prequential.state_dict(),
+        }
 
     def go(self) -> None:
         """Train until the stream ends."""
@@ -76,6 +88,11 @@ class Walk:
             if hooks.before_experience is not None:
                 hooks.before_experience(experience, run)
             clock.inside, clock.entered, clock.phase, clock.epoch, clock.batch = True, clock.update, 0, 0, 0
+        if Prequential.suits(experience) and run.options.evaluate != "never":
+            self._prequential = Prequential(run, self.evaluator, experience)
+            saved = self._restored.pop("prequential", None)
+            if saved is not None:
+                self._prequential.load_state_dict(saved)
         phases = self._phases(experience)
         for number in range(clock.phase, len(phases)):
             clock.phase = number
@@ -90,12 +107,15 @@ class Walk:
                 "event": "experience",
                 "index": clock.experience,
                 "name": experience.name,
-                "rows": sum(len(data) for data in experience.data.values()),
+                "rows": sum(len(part.indices) for data in experience.data.values() for part in data.parts()),
                 "updates": clock.update - clock.entered,
                 "tasks": [task.name for task in experience.tasks],
                 "classes": {task: list(classes) for task, classes in experience.classes.items()},
             }
         )
+        for line in self._prequential.lines() if self._prequential is not None else ():
+            run.record.append(line)
+        self._prequential = None
         self._timed("experience", started)
         clock.experience += 1
         clock.inside, clock.phase, clock.epoch, clock.batch = False, 0, 0, 0
@@ -107,7 +127,8 @@ class Walk:
     def _phases(self, experience: Experience) -> tuple[Phase, ...]:
         run = self.run
         role = experience.main_role
-        phases: tuple[Phase, ...] = (Phase("main", experience.data[role], run.options.epochs, role=role),)
+        others = {name: data for name, data in experience.data.items() if name not in (role, "validation")}
+        phases: tuple[Phase, ...] = (Phase("main", experience.data[role], run.options.epochs, role=role, companions=others),)
         if run.hooks.transform_phases is not None:
             phases = tuple(run.hooks.transform_phases(phases, experience, run))
         return phases
@@ -117,6 +138,7 @@ class Walk:
     def _phase(self, phase: Phase) -> None:
         run, clock, hooks = self.run, self.run.clock, self.run.hooks
         run.phase, clock.epochs = phase, phase.epochs
+        clock.batches = batches_per_epoch(len(phase.data), phase.batch_size or run.options.batch_size, run.options.drop_last)
         table = run.hooks
         if phase.only is not None:
             unknown = sorted(phase.only - {plugin.name for plugin in run.plugins})
@@ -158,9 +180,9 @@ class Walk:
             return None
         size = phase.batch_size or run.options.batch_size
         cursors = TaskCursors(phase.data, size, run.seed, run.clock.experience, run.clock.phase)
-        if self._restored_cursors is not None:
-            cursors.load_state_dict(self._restored_cursors)
-            self._restored_cursors = None
+        saved = self._restored.pop("cursors", None)
+        if saved is not None:
+            cursors.load_state_dict(saved)
         return cursors
 
     def _record_epoch(self, phase: Phase) -> None:
@@ -174,13 +196,14 @@ class Walk:
         run.model.train()
         run.trains = not run.optimization.is_empty
         every = run.options.evaluate_every
-        for batch in self._batches(phase):
+        for batch in self._seeded(self._batches(phase), phase):
             before = clock.update
             for patterns in phase.updates:
+                score = self._prequential.score if self._prequential is not None and clock.update == before else None
                 if patterns is ALL:
-                    train_step(run, batch)
+                    train_step(run, batch, score)
                 else:
-                    self._partial_step(patterns, batch)
+                    self._partial_step(patterns, batch, score)
                 clock.update += 1
             clock.batch += 1
             if every is not None and clock.update // every > before // every:
@@ -188,12 +211,12 @@ class Walk:
             del batch  # its memory is free when the next one is gathered: one batch at a time, and the cache stays warm
             self.between_steps("step")
 
-    def _partial_step(self, patterns: tuple[str, ...], batch: Batch) -> None:
+    def _partial_step(self, patterns: tuple[str, ...], batch: Batch, score: Callable[[Step], None] | None) -> None:
         run = self.run
         frozen = _freeze(run, patterns)
         run.trains = not run.optimization.is_empty
         try:
-            train_step(run, batch)
+            train_step(run, batch, score)
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
@@ -207,11 +230,43 @@ class Walk:
             place = (clock.experience, clock.phase, clock.epoch)
             order = shuffled(len(data), size, options.drop_last, clock.batch, run.seed, *place)
             batches = data.in_order(order, size, role) if len(order) else iter(())
+            if phase.companions:
+                batches = self._accompanied(batches, phase, size)
             yield from batches if run.device.type == "cpu" else (batch.to(run.device) for batch in batches)
         else:
-            for _ in range(clock.batch, batches_per_epoch(len(data), size, options.drop_last)):
-                probabilities = run.hooks.provide_task_probabilities(Step(run, None))
-                yield data.batch(self.cursors.next(probabilities, clock.update), role).to(run.device)
+            batches = (data.batch(self._scheduled(), role) for _ in range(clock.batch, clock.batches))
+            yield from (batch.to(run.device) for batch in self._accompanied(batches, phase, size))
+
+    def _seeded(self, batches: Iterator[Batch], phase: Phase) -> Iterator[Batch]:
+        """Rows that are read from a data set may be augmented at random: what is drawn is a function of the update they are for."""
+        run = self.run
+        if all(in_memory(part.source) for data in (phase.data, *phase.companions.values()) for part in data.parts()):
+            yield from batches
+            return
+        base = subseed(run.seed, "rows")
+        while True:
+            seed_forward(base, run.clock.update)
+            batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+            del batch
+
+    def _scheduled(self) -> Tensor:
+        """The positions that a task scheduler's probabilities choose for the next batch."""
+        run = self.run
+        assert self.cursors is not None
+        return self.cursors.next(run.hooks.provide_task_probabilities(Step(run, None)), run.clock.update)
+
+    def _accompanied(self, batches: Iterator[Batch], phase: Phase, size: int) -> Iterator[Batch]:
+        """Each batch with the rows that join it."""
+        run, clock = self.run, self.run.clock
+        place = (clock.experience, clock.phase)
+        rounds = {role: Rounds(len(data), size, run.seed, *place, role) for role, data in phase.companions.items() if len(data)}
+        for batch in batches:
+            number = clock.epoch * clock.batches + clock.batch
+            joined = [phase.companions[role].batch(found.positions(number), role) for role, found in rounds.items()]
+            yield concatenate([batch, *joined])
 
 
 def enter_experience(run: Run, experience: Experience) -> None:

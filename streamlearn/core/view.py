@@ -6,15 +6,16 @@ objective can be evaluated elsewhere: at the fast weights of a look-ahead, at th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from streamlearn.core.forward import Forward, copied
+from streamlearn.core.forward import Forward, PartsOfForward, copied
 from streamlearn.core.gradients import named_gradients
 from streamlearn.core.objective import Objective, evaluate, weigh
+from streamlearn.core.randomness import subseed
 from streamlearn.core.supervision import RowLosses, Supervision, losses_of_rows, supervise
 from streamlearn.errors import TrainingError
 from streamlearn.streams import Batch
@@ -33,8 +34,23 @@ class Step:
     """
 
     __slots__ = (
-        "_batch", "_committed", "_forward", "_live", "_parameters", "_parent_rows", "_root", "_row_losses", "_supervision", "_teachers",
-        "_terms", "gradients", "objective", "run", "update", "updated",
+        "_batch",
+        "_committed",
+        "_forward",
+        "_forward_seed",
+        "_live",
+        "_own_rows",
+        "_parameters",
+        "_root",
+        "_row_losses",
+        "_supervision",
+        "_teachers",
+        "_terms",
+        "gradients",
+        "objective",
+        "run",
+        "update",
+        "updated",
     )  # fmt: skip
 
     def __init__(self, run: Run, batch: Batch | None, root: Step | None = None, parameters: Mapping[str, Tensor] | None = None) -> None:
@@ -42,13 +58,14 @@ class Step:
         self._batch = batch
         self._root = root  # None at the root itself: a cycle would keep every step's graph alive until the garbage collector runs
         self._parameters = parameters
-        self._parent_rows: str | None = None
+        self._own_rows = True  # whether the rows are the step's, all or some of them: only those move buffers
         self._forward: Forward | None = None
         self._row_losses: RowLosses | None = None
         self._supervision: tuple[Supervision, ...] | None = None
         self._terms: Mapping[str, Tensor] | None = None
         self._teachers: dict[str, Forward] | None = None
         self._committed = False
+        self._forward_seed: int = run.forward_seed if root is None else root._forward_seed
         self.update = run.clock.update
         self.objective: Objective | None = None
         self.gradients: Mapping[str, Tensor] | None = None
@@ -67,6 +84,24 @@ class Step:
         if self._batch is None:
             raise TrainingError("the batch of this step has not been drawn yet: read it in before_step or later")
         return self._batch
+
+    def parts(self, count: int) -> Iterator[tuple[Step, float]]:
+        """The step in ``count`` parts (see `Batch.spread`), each a step of its own, and the share of the labelled rows that each has.
+
+        They are made one by one, so that the graph of one can be gone before the next is there. Once all have been used, the outputs
+        of the whole step are those that its parts had, without a graph.
+        """
+        batch, pieces = self.batch, self.batch.spread(count)
+        total, used = batch.count_labelled(), PartsOfForward()
+        for number, chosen in enumerate(pieces):
+            piece = batch.take(chosen)
+            part = Step(self.run, piece)
+            part._forward_seed = subseed(self._forward_seed, number)  # masks of its own
+            yield part, piece.count_labelled() / total if total else len(piece) / len(batch)
+            used.add(part._forward, [rows for _, rows in chosen])
+            del part, piece
+        self._forward = used.joined(Forward(self.run.model, batch.x, None, self.run.taps, encode=self.run.encode))
+        self._committed = True
 
     def draw(self, memory: str, rows: int, *, purpose: str = "") -> Batch | None:
         """At most ``rows`` rows of the replay memory ``memory``, ``None`` while it is empty.
@@ -89,8 +124,13 @@ class Step:
             self._forward = self._make_forward()
         return self._forward
 
+    @property
+    def outputs_were_read(self) -> bool:
+        """Whether the encoder has run for this view."""
+        return self._forward is not None and self._forward.has_run
+
     def tap(self, name: str, role: str | None = None) -> Tensor:
-        """The tapped activation ``name`` (``"features"`` is always there), on all rows or on those of ``role``."""
+        """The tapped activation ``name`` (``"<plugin>/<its name>"``, or ``"features"``), on all rows or on those of ``role``."""
         activation = self.outputs.tap(name)
         return activation if role is None else activation[self.batch.rows(role)]
 
@@ -118,13 +158,13 @@ class Step:
 
     def _make_forward(self) -> Forward:
         run = self.run
-        seed = (run.forward_seed, self.update, run.device)
+        seed = (self._forward_seed, self.update, run.device)
         if not run.has_buffers and self._parameters is None:
-            return Forward(run.model, self.batch.x, None, run.taps, seed)
+            return Forward(run.model, self.batch.x, None, run.taps, seed, encode=run.encode)
         root = self.root
-        commits = not root._committed and (self._batch is root._batch or self._parent_rows is not None)
+        commits = not root._committed and self._own_rows
         if self._parameters is None and commits:
-            forward = Forward(run.model, self.batch.x, None, run.taps, seed, self._commit)
+            forward = Forward(run.model, self.batch.x, None, run.taps, seed, self._commit, run.encode)
             _ = forward.features  # at once: a view that ran in between would commit, and this pass commit a second time
             return forward
         # other parameters, or buffers that were committed already: run on copies of the buffers
@@ -205,7 +245,7 @@ class Step:
         source = batch if batch is not None else self._batch
         view = Step(self.run, source if rows is None or source is None else source.select(rows), self.root, chosen)
         view.update = self.update
-        view._parent_rows = rows if batch is None else None
+        view._own_rows = self._own_rows and (batch is None or batch is self.root._batch)
         return view
 
     def gradient(self, *, terms: bool = False) -> dict[str, Tensor]:

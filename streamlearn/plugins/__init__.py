@@ -6,20 +6,125 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from streamlearn.plugins.adaptation.coral import CORAL
+    from streamlearn.plugins.adaptation.dann import DANN
+    from streamlearn.plugins.adaptation.tent import Tent
+    from streamlearn.plugins.distillation.bam import BAM
+    from streamlearn.plugins.distillation.bic import BiC
+    from streamlearn.plugins.distillation.icarl_loss import ICaRLLoss
     from streamlearn.plugins.distillation.lwf import LwF
+    from streamlearn.plugins.distillation.multi_teacher import MultiTeacher
+    from streamlearn.plugins.gradients.agem import AGEM
+    from streamlearn.plugins.gradients.clipping import Clipping
+    from streamlearn.plugins.gradients.mgda import MGDA
+    from streamlearn.plugins.gradients.mgda_ub import MGDAUB
+    from streamlearn.plugins.gradients.pcgrad import PCGrad
+    from streamlearn.plugins.meta.la_maml import LaMAML
+    from streamlearn.plugins.meta.maml import MAML
+    from streamlearn.plugins.meta.reptile import Reptile
+    from streamlearn.plugins.regularization.ema import EMA
     from streamlearn.plugins.regularization.ewc import EWC
+    from streamlearn.plugins.regularization.mixup import Mixup
+    from streamlearn.plugins.regularization.sam import SAM
+    from streamlearn.plugins.replay.er_ace import ERACE
+    from streamlearn.plugins.replay.experience_weighting import ExperienceWeighting
+    from streamlearn.plugins.replay.gdumb import GDumb
     from streamlearn.plugins.replay.joint import Joint
+    from streamlearn.plugins.replay.nearest_class_mean import NearestClassMean
     from streamlearn.plugins.replay.replay import Replay
+    from streamlearn.plugins.replay.slda import SLDA
+    from streamlearn.plugins.scheduling.active_sampling import ActiveSampling
+    from streamlearn.plugins.scheduling.curriculum import Curriculum
+    from streamlearn.plugins.scheduling.temperature_sampling import TemperatureSampling
+    from streamlearn.plugins.scheduling.updates_per_batch import UpdatesPerBatch
+    from streamlearn.plugins.sharing.mmoe import MMoE
     from streamlearn.plugins.sharing.multi_head import MultiHead
+    from streamlearn.plugins.sharing.packnet import PackNet
+    from streamlearn.plugins.tracking.calibration_error import CalibrationError
+    from streamlearn.plugins.tracking.csv_tracker import CSVTracker
+    from streamlearn.plugins.weighting.group_dro import GroupDRO
+    from streamlearn.plugins.weighting.uncertainty_weighting import UncertaintyWeighting
 
-__all__ = ["EWC", "Joint", "LwF", "MultiHead", "Replay"]
+__all__ = [
+    "AGEM",
+    "BAM",
+    "CORAL",
+    "DANN",
+    "EMA",
+    "ERACE",
+    "EWC",
+    "MAML",
+    "MGDA",
+    "MGDAUB",
+    "SAM",
+    "SLDA",
+    "ActiveSampling",
+    "BiC",
+    "CSVTracker",
+    "CalibrationError",
+    "Clipping",
+    "Curriculum",
+    "ExperienceWeighting",
+    "GDumb",
+    "GroupDRO",
+    "ICaRLLoss",
+    "Joint",
+    "LaMAML",
+    "LwF",
+    "MMoE",
+    "Mixup",
+    "MultiHead",
+    "MultiTeacher",
+    "NearestClassMean",
+    "PCGrad",
+    "PackNet",
+    "Replay",
+    "Reptile",
+    "TemperatureSampling",
+    "Tent",
+    "UncertaintyWeighting",
+    "UpdatesPerBatch",
+]
 
 _HOME = {
+    "AGEM": "gradients.agem",
+    "BAM": "distillation.bam",
+    "CORAL": "adaptation.coral",
+    "DANN": "adaptation.dann",
+    "EMA": "regularization.ema",
+    "ERACE": "replay.er_ace",
     "EWC": "regularization.ewc",
+    "MAML": "meta.maml",
+    "MGDA": "gradients.mgda",
+    "MGDAUB": "gradients.mgda_ub",
+    "SAM": "regularization.sam",
+    "SLDA": "replay.slda",
+    "ActiveSampling": "scheduling.active_sampling",
+    "BiC": "distillation.bic",
+    "CSVTracker": "tracking.csv_tracker",
+    "CalibrationError": "tracking.calibration_error",
+    "Clipping": "gradients.clipping",
+    "Curriculum": "scheduling.curriculum",
+    "ExperienceWeighting": "replay.experience_weighting",
+    "GDumb": "replay.gdumb",
+    "GroupDRO": "weighting.group_dro",
+    "ICaRLLoss": "distillation.icarl_loss",
     "Joint": "replay.joint",
+    "LaMAML": "meta.la_maml",
     "LwF": "distillation.lwf",
+    "MMoE": "sharing.mmoe",
+    "Mixup": "regularization.mixup",
     "MultiHead": "sharing.multi_head",
+    "MultiTeacher": "distillation.multi_teacher",
+    "NearestClassMean": "replay.nearest_class_mean",
+    "PCGrad": "gradients.pcgrad",
+    "PackNet": "sharing.packnet",
     "Replay": "replay.replay",
+    "Reptile": "meta.reptile",
+    "TemperatureSampling": "scheduling.temperature_sampling",
+    "Tent": "adaptation.tent",
+    "UncertaintyWeighting": "weighting.uncertainty_weighting",
+    "UpdatesPerBatch": "scheduling.updates_per_batch",
 }
 
 

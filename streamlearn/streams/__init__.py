@@ -12,16 +12,20 @@ if TYPE_CHECKING:
     from streamlearn.streams.batch import Batch, Segment
     from streamlearn.streams.catalogue import build, builders, rebuild
     from streamlearn.streams.data import Data, Source, Transform
+    from streamlearn.streams.episodic import Episodes, episodes
     from streamlearn.streams.experience import EvaluationSet, Experience
     from streamlearn.streams.incremental import class_incremental, data_incremental, domain_incremental, task_incremental
+    from streamlearn.streams.overlaid import multitask
     from streamlearn.streams.sources import DatasetSource, TensorSource
     from streamlearn.streams.stream import Stream
     from streamlearn.streams.task import Task
+    from streamlearn.streams.two_domains import adaptation
 
 __all__ = [
     "Batch",
     "Data",
     "DatasetSource",
+    "Episodes",
     "EvaluationSet",
     "Experience",
     "Segment",
@@ -30,11 +34,14 @@ __all__ = [
     "Task",
     "TensorSource",
     "Transform",
+    "adaptation",
     "build",
     "builders",
     "class_incremental",
     "data_incremental",
     "domain_incremental",
+    "episodes",
+    "multitask",
     "rebuild",
     "task_incremental",
 ]
@@ -43,6 +50,7 @@ _HOME = {
     "Batch": "batch",
     "Data": "data",
     "DatasetSource": "sources",
+    "Episodes": "episodic",
     "EvaluationSet": "experience",
     "Experience": "experience",
     "Segment": "batch",
@@ -51,11 +59,14 @@ _HOME = {
     "Task": "task",
     "TensorSource": "sources",
     "Transform": "data",
+    "adaptation": "two_domains",
     "build": "catalogue",
     "builders": "catalogue",
     "class_incremental": "incremental",
     "data_incremental": "incremental",
     "domain_incremental": "incremental",
+    "episodes": "episodic",
+    "multitask": "overlaid",
     "rebuild": "catalogue",
     "task_incremental": "incremental",
 }

@@ -7,7 +7,7 @@ anything that a plugin wants to know about "the memory rows" or "the rows of tas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -200,6 +200,58 @@ class Batch:
             },
         )
 
+    def take(self, pieces: Sequence[tuple[Segment, slice]]) -> Batch:
+        """The rows of some pieces of segments (slices within the batch), one after another; stored columns need the batch's own order."""
+        parts, stored = [], _Stored(self.stored)
+        for segment, rows in pieces:
+            first, stop, _ = rows.indices(len(self))
+            stored.add(first, stop)
+            targets = {task: column[rows] for task, column in self.targets.items()}
+            labelled = {task: _narrow(known, first, stop) for task, known in self.labelled.items()}
+            moved = segment._replace(start=0, stop=stop - first)
+            parts.append(Batch(self.x[rows], targets, labelled, (moved,), self.index[rows]))
+        return concatenate(parts).replace(stored=stored.columns())
+
+    def spread(self, count: int) -> list[list[tuple[Segment, slice]]]:
+        """The pieces of `count` batches of nearly equal size, see `split`."""
+        if "support" in self.roles:
+            return [self._pieces_of(self.domains[first:stop]) for first, stop in _edges(len(self.domains), count) if first < stop]
+        found: list[list[tuple[Segment, slice]]] = [[] for _ in range(count)]
+        sizes = [0] * count
+        for segment in self.segments:
+            each, more = divmod(segment.stop - segment.start, count)
+            longer = set(sorted(range(count), key=lambda number: (sizes[number], number))[:more])  # the smallest so far
+            first = segment.start
+            for number in range(count):
+                size = each + (number in longer)
+                if size:
+                    found[number].append((segment, slice(first, first + size)))
+                first, sizes[number] = first + size, sizes[number] + size
+        return [pieces for pieces in found if pieces]
+
+    def split(self, count: int) -> list[Batch]:
+        """At most ``count`` batches whose sizes differ by at most one row: the rows of each segment are spread over them in their order.
+
+        Episodes stay whole: they are spread over the batches one by one.
+        """
+        return [self.take(pieces) for pieces in self.spread(count)]
+
+    def by_domain(self) -> dict[str, Batch]:
+        """The rows of each domain as a batch of their own, in order of their first row: the episodes of a meta-batch."""
+        return {domain: self.take(self._pieces_of((domain,))) for domain in self.domains}
+
+    def _pieces_of(self, domains: Sequence[str]) -> list[tuple[Segment, slice]]:
+        return [(segment, segment.rows) for segment in self.segments if segment.domain in domains]
+
+    def count_labelled(self) -> int:
+        """How many rows carry a label of any task."""
+        if any(isinstance(rows, slice) and rows == EVERY_ROW for rows in self.labelled.values()):
+            return len(self)
+        seen = torch.zeros(len(self), dtype=torch.bool, device=self.x.device)
+        for task in self.labelled:
+            seen |= self.labelled_rows(task)
+        return int(seen.sum())
+
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``; ``index`` stays on the CPU, where identities are compared."""
         if self.x.device == device:
@@ -222,6 +274,38 @@ class Batch:
         yield from (column.values for column in self.stored.values())
 
 
+class _Stored:
+    """The stored columns of pieces of a batch, which are given in order; a column may reach over several of them."""
+
+    def __init__(self, columns: Mapping[str, StoredColumn]) -> None:
+        self._columns = columns
+        self._found: dict[str, list[tuple[int, Tensor]]] = {}
+        self._rows = 0
+
+    def add(self, first: int, stop: int) -> None:
+        """The piece from ``first`` to ``stop`` comes next."""
+        for name, column in self._columns.items():
+            start, end = max(column.rows.start, first), min(column.rows.stop, stop)
+            if start < end:
+                values = column.values[start - column.rows.start : end - column.rows.start]
+                self._found.setdefault(name, []).append((self._rows + start - first, values))
+        self._rows += stop - first
+
+    def columns(self) -> dict[str, StoredColumn]:
+        """What belongs to all pieces together: without gaps, because the pieces keep their order."""
+        joined = {}
+        for name, found in self._found.items():
+            values = found[0][1] if len(found) == 1 else torch.cat([part for _, part in found])
+            joined[name] = StoredColumn(slice(found[0][0], found[0][0] + len(values)), values)
+        return joined
+
+
+def _edges(size: int, count: int) -> list[tuple[int, int]]:
+    """Start and stop of each of ``count`` runs that cover ``size`` places as evenly as possible."""
+    stops = [size * (number + 1) // count for number in range(count)]
+    return list(zip([0, *stops], stops, strict=False))
+
+
 def concatenate(batches: list[Batch]) -> Batch:
     """The rows of several batches, one after another; neighbouring segments of the same kind are joined."""
     if len(batches) == 1:
@@ -235,6 +319,12 @@ def concatenate(batches: list[Batch]) -> Batch:
     for task in tasks:
         columns = [b.targets.get(task) for b in batches]
         like = next(column for column in columns if column is not None)
+        strange = next((b for b, c in zip(batches, columns, strict=True) if c is not None and c.shape[1:] != like.shape[1:]), None)
+        if strange is not None:
+            raise DataError(
+                f"rows of role {', '.join(strange.roles)} have targets of task {task!r} of another kind than the rows they join, such as "
+                "class numbers beside probabilities: let what adds rows come before what changes targets"
+            )
         targets[task] = torch.cat(
             [like.new_zeros((len(b), *like.shape[1:])) if c is None else c for b, c in zip(batches, columns, strict=True)]
         )
@@ -282,7 +372,7 @@ def _narrow(rows: Labelled, start: int, stop: int) -> Labelled:
         return rows[start:stop]
     if rows == EVERY_ROW:
         return EVERY_ROW
-    first, last = max(rows.start, start), min(rows.stop, stop)
+    first, last = max(rows.start or 0, start), stop if rows.stop is None else min(rows.stop, stop)
     if (first, last) == (start, stop):
         return EVERY_ROW
     return slice(first - start, last - start) if first < last else slice(0, 0)

@@ -154,12 +154,52 @@ class Data:
         return Data(self.source, self.indices[positions], self.tasks, self.targets, self.transform, self.domain, labelled)
 
     def without_labels(self) -> Data:
-        """The same rows with no target left in reach."""
-        return Data(self.source, self.indices, self.tasks, {}, self.transform, self.domain)
+        """The same rows with no target left in reach: neither here nor in the source."""
+        strip = getattr(self.source, "without_targets", None)
+        source = _Unlabelled(self.source) if strip is None else strip()
+        return Data(source, self.indices, self.tasks, {}, self.transform, self.domain)
 
     def parts(self) -> tuple[Data, ...]:
         """The homogeneous pieces: itself."""
         return (self,)
+
+    def is_like(self, other: Data) -> bool:
+        """Whether ``other``, which is of the same class, differs in nothing but its rows."""
+        if self.source is not other.source or self.transform is not other.transform:
+            return False
+        return self.domain == other.domain and self.tasks == other.tasks and _same_targets(self, other)
+
+    def melted(self, others: Sequence[Data]) -> Data:
+        """The rows of this and of ``others``, which differ from it in nothing but their rows (`same_kind`)."""
+        group = [self, *others]
+        tasks = {task for part in group for task in part.labelled}
+        every = [torch.ones(len(part), dtype=torch.bool) for part in group]
+        labelled = {t: torch.cat([p.labelled.get(t, ones) for p, ones in zip(group, every, strict=True)]) for t in tasks}
+        indices = torch.cat([part.indices for part in group])
+        return Data(self.source, indices, self.tasks, self.targets, self.transform, self.domain, labelled)
+
+
+class _Unlabelled:
+    """A source that keeps its targets to itself."""
+
+    def __init__(self, source: Source) -> None:
+        self.name, self.input_shape, self._source = source.name, source.input_shape, source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def take(self, index: Tensor) -> Columns:
+        """The rows at ``index``, without targets."""
+        return Columns(self._source.take(index).x, {})
+
+    def fingerprint(self) -> str:
+        """That of the source."""
+        return self._source.fingerprint()
+
+
+def in_memory(source: Source) -> bool:
+    """Whether a source only gathers: the same index gives the same row, and nothing is drawn."""
+    return hasattr(source, "row_bytes")
 
 
 def _batches_at_once(source: Source, batch_size: int) -> int:
@@ -188,7 +228,10 @@ class JoinedData:
 
     def batch(self, positions: Tensor, role: str = "train") -> Batch:
         """The rows at ``positions``, grouped by piece (stable within a piece)."""
-        return concatenate([part.batch(local, role) for part, local in self._touched(positions)])
+        batch = concatenate([part.batch(local, role) for part, local in self._touched(positions)])
+        if len(batch.roles) == 1:
+            return batch
+        return batch.take([(s, s.rows) for name in batch.roles for s in batch.segments if s.role == name])  # episodes: support rows first
 
     def in_order(self, positions: Tensor, batch_size: int, role: str = "train") -> Iterator[Batch]:
         """The rows at ``positions`` in batches of ``batch_size``."""
@@ -222,14 +265,14 @@ def join(pieces: Sequence[Data | JoinedData]) -> Data | JoinedData:
     groups: list[list[Data]] = []
     alike: dict[object, list[list[Data]]] = {}  # what is cheap to compare first: a stream may have thousands of domains
     for part in parts:
-        candidates = alike.setdefault((id(part.source), id(part.transform), part.domain, part.tasks), [])
-        home = next((group for group in candidates if _same_targets(group[0], part)), None)
+        candidates = alike.setdefault((type(part), id(part.source), id(part.transform), part.domain, part.tasks), [])
+        home = next((group for group in candidates if group[0].is_like(part)), None)
         if home is None:
             groups.append([part])
             candidates.append(groups[-1])
         else:
             home.append(part)
-    melted = [group[0] if len(group) == 1 else _melt(group) for group in groups]
+    melted = [group[0] if len(group) == 1 else group[0].melted(group[1:]) for group in groups]
     return melted[0] if len(melted) == 1 else JoinedData(melted)
 
 
@@ -242,7 +285,7 @@ def _hidden(column: Tensor, labelled: Labelled) -> Tensor:
 
 def same_kind(a: Data, b: Data) -> bool:
     """Whether ``a`` and ``b`` differ in nothing but their rows."""
-    return a.source is b.source and a.transform is b.transform and a.domain == b.domain and a.tasks == b.tasks and _same_targets(a, b)
+    return type(a) is type(b) and a.is_like(b)
 
 
 def _same_targets(a: Data, b: Data) -> bool:
@@ -253,11 +296,3 @@ def _same_targets(a: Data, b: Data) -> bool:
 
 def _same_relabelling(a: Tensor | None, b: Tensor | None) -> bool:
     return a is b or (a is not None and b is not None and torch.equal(a, b))
-
-
-def _melt(group: list[Data]) -> Data:
-    first = group[0]
-    tasks = {task for part in group for task in part.labelled}
-    labelled = {t: torch.cat([p.labelled[t] if t in p.labelled else torch.ones(len(p), dtype=torch.bool) for p in group]) for t in tasks}
-    indices = torch.cat([part.indices for part in group])
-    return Data(first.source, indices, first.tasks, first.targets, first.transform, first.domain, labelled)

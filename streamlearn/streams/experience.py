@@ -33,8 +33,8 @@ class Experience:
 
     @property
     def main_role(self) -> str:
-        """The role that training is about: ``"train"`` where it is present, else the first."""
-        return "train" if "train" in self.data else next(iter(self.data))
+        """The role that training is about: ``"train"`` where it is present, else the first that is not ``"validation"``."""
+        return "train" if "train" in self.data else next((role for role in self.data if role != "validation"), "validation")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -111,6 +111,12 @@ class Stream:
         other._order = order
         return other
 
+    def for_training(self) -> Stream:
+        """The stream as training may see it: its evaluation sets, and what is hidden in them, are not in reach."""
+        other = self.reordered(self._order)
+        other._fingerprints, other._evaluation = self.fingerprints, _refuse
+        return other
+
     @property
     def hash(self) -> str:
         """SHA-256 of the description, the part taken and the content of the sources, 16 hexadecimal digits."""
@@ -132,3 +138,7 @@ class Stream:
 
     def __repr__(self) -> str:
         return f"Stream({self.name!r}, {len(self)} experiences, tasks {', '.join(task.name for task in self.tasks)})"
+
+
+def _refuse(i: int) -> EvaluationSet:
+    raise DataError(f"evaluation set {i} is out of reach of training: steer by rows of role 'validation', as run.measure() does")

@@ -87,6 +87,20 @@ class Task:
             return (outputs.logsumexp(1) - chosen).sum()
         return self.loss(outputs, target, mean=True) * len(target)
 
+    def total_metric(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Σ over the rows of the metric: rows that are right (the largest output is the target's), or squared errors.
+
+        Raises:
+            DataError: outputs and targets of a regression differ in shape.
+        """
+        if self.kind == "classification":
+            return (outputs.max(1).indices == target).sum()
+        if outputs.shape != target.shape:
+            raise DataError(
+                f"task {self.name!r}: outputs have shape {tuple(outputs.shape)}, targets {tuple(target.shape)}: make them equal"
+            )
+        return (outputs - target).square().mean(tuple(range(1, outputs.ndim))).sum()
+
     def _out_of_range(self, outputs: Tensor, target: Tensor) -> DataError:
         worst = int(target.min()) if int(target.min()) < 0 else int(target.max())
         return DataError(

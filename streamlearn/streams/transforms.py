@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 from streamlearn.errors import DataError, UnknownNameError
 from streamlearn.streams.data import Source, Transform
 from streamlearn.streams.inputs import Inputs, count_experiences
 from streamlearn.streams.partition import permutation
 
-__all__ = ["Domain", "Permutation", "Rotation", "domain_transforms", "transformed_shape"]
+__all__ = ["Domain", "Permutation", "Resize", "Rotation", "domain_transforms", "transformed_shape"]
 
 Domain = tuple[str, Transform | None]
 """The name of a domain, and what is done to its inputs (``None``: nothing)."""
@@ -70,6 +70,26 @@ class Rotation:
             return x
         grid = _grid(self.angle, x.shape[2], x.shape[3]).to(x.device, x.dtype)
         return grid_sample(x, grid.expand(len(x), -1, -1, -1), mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """Images of another size: every new pixel is the mean of the area that it covers.
+
+    Args:
+        height, width: of the result, in pixels.
+
+    Example:
+        >>> Resize(1, 2)(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])).tolist()
+        [[[[2.0, 3.0]]]]
+    """
+
+    height: int
+    width: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Images ``(rows, channels, ...)``, floating, to ``(rows, channels, height, width)``."""
+        return interpolate(x, (self.height, self.width), mode="area")
 
 
 @functools.lru_cache(maxsize=256)

@@ -77,7 +77,7 @@ def test_hooks_lists_every_hook_with_kind_and_phase(cli: Call) -> None:
     lines = {line.split()[0]: line for line in cli("hooks").out.splitlines() if line.strip()}
     assert set(HOOKS) <= set(lines)
     assert lines["collect_terms"].split()[1:3] == ["additive", "step"]
-    assert "[ewc, lwf" in lines["collect_terms"]
+    assert {"ewc", "lwf"} <= set(lines["collect_terms"].rpartition("[")[2].rstrip("]").split(", "))
 
 
 def test_streams_list_names_builders_and_their_options(cli: Call) -> None:
@@ -138,3 +138,41 @@ def test_reading_a_foreign_plugin_does_not_import_its_package(tmp_path: Path, mo
     read = read_definition("foreign_methods.nudge:Nudge")
     assert (read.summary, read.family, read.documentation) == ("Nudges weights.", "meta", "Nudges.")
     assert read.hooks == ("collect_terms", "after_step")
+
+
+@pytest.mark.parametrize("name", ["adaptation", "episodes", "multitask"])
+def test_streams_of_other_fields_are_listed_and_documented(cli: Call, name: str) -> None:
+    (line,) = (line for line in cli("streams", "list").out.splitlines() if line.startswith(f"{name} "))
+    assert "Options: source='" in line
+    out = cli("streams", "show", name).out
+    assert out.startswith(f"{name}(source: ")
+    assert "Protocol" in out
+    assert "Raises:" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            "multitask:source=digits,experiences=2,validation=0.1,target_domain=true",
+            ["2 experiences, inputs 1x10x10", "left (classification, 10 outputs), right", "647, validation 72, target 719 "],
+        ),
+        ("episodes:source=sinusoids", ["1 experience, ", "(regression, 1 outputs)", "1000 episodes of 15 rows", "100 episodes of"]),
+        ("episodes:source=digits,ways=3,shots=1,queries=2", ["digits/3-way (", "1000 episodes of 9 rows", "0,1,2"]),
+        ("adaptation:source=moons,rows=40", ["moons/adaptation: 1 experience, inputs 2", "40, target 40  40 "]),
+        ("adaptation:source_free=true", ["2 experiences", "target 150  150", "source", "target"]),
+    ],
+)  # fmt: skip
+def test_streams_show_tells_what_such_a_stream_holds(cli: Call, text: str, shown: list[str]) -> None:
+    done = cli("streams", "show", text)
+    assert done.code == 0
+    for part in shown:
+        assert part in done.out
+    assert f"built by: builder={text.partition(':')[0]}" in done.out
+
+
+def test_streams_show_refuses_what_such_a_builder_refuses(cli: Call) -> None:
+    done = cli("streams", "show", "adaptation:source=moons,noise=-1")
+    assert done.code != 0
+    assert "noise is -1" in done.err
+    assert "did you mean 'shots'" in cli("streams", "show", "episodes:shot=1").err

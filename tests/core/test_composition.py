@@ -116,7 +116,7 @@ def test_explain_tells_order_reasons_hooks_and_passes() -> None:
     assert told["after_step"].endswith("all run, in reverse order: last > plain")
     assert told["collect_terms"].endswith("contributions are added up, by name: lwf")
     assert "around_update" not in told
-    assert lines[-1] == "planned passes per step: 3 forward, 2 backward of the model, 1 forward of a teacher"
+    assert lines[-1] == "planned passes per step: 3 forward, 2 backward of the model, 1 forward of teachers (previous)"
     assert "none: plain training" in Engine(net(), sgd()).explain()
 
 

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from streamlearn import Engine, models, streams
+from streamlearn.errors import ConfigurationError
 from streamlearn.plugins import EWC, Joint, Replay
-from tests.core.support import class_stream, net, probe, sgd
+from tests.core.support import class_stream, net, probe, same, sgd
 
 
 def test_progress_and_clock() -> None:
@@ -66,3 +69,37 @@ def test_digits_are_forgotten_without_a_plugin_and_kept_with_replay() -> None:
     assert sum(found["none"]) / 2 > 0.9
     assert sum(found["composed"]) / 2 >= 0.82
     assert sum(found["joint"]) / 2 >= 0.94
+
+
+def test_a_result_keeps_its_state_when_the_engine_runs_again(tmp_path: Path) -> None:
+    from streamlearn.core.checkpoint import latest_checkpoint, read_checkpoint
+
+    engine = Engine(net(), sgd(), [EWC(strength=2.0)], batch_size=10)
+    first = engine.run(class_stream())
+    weights = {name: tensor.clone() for name, tensor in first.model.state_dict().items()}  # type: ignore[attr-defined]
+    engine.run(class_stream()[:1])
+    first.save(tmp_path)
+    saved = read_checkpoint(latest_checkpoint(tmp_path / "checkpoints")[0])
+    assert same(saved["model"]["tensors"], weights)
+    assert saved["clock"]["experience"] == 3
+
+
+def test_what_cannot_be_copied_is_named(tmp_path: Path) -> None:
+    plugin = probe("tracker")
+    plugin.file = (tmp_path / "x").open("w")  # type: ignore[attr-defined]
+    with pytest.raises(ConfigurationError, match="plugin tracker holds something that cannot be copied"):
+        Engine(net(), sgd(), [plugin]).run(class_stream())
+    plugin.file.close()  # type: ignore[attr-defined]
+
+
+def test_whole_numbers_of_numpy_are_welcome() -> None:
+    options = Engine(net(), sgd(), seed=np.int64(3), epochs=np.int32(2)).options
+    assert (options.seed, options.epochs, type(options.seed)) == (3, 2, int)
+    with pytest.raises(ConfigurationError, match="drop_last is 'no', but it must be True or False"):
+        Engine(net(), sgd(), drop_last="no")  # type: ignore[arg-type]
+
+
+def test_an_optimizer_of_other_parameters_is_refused() -> None:
+    other = net()
+    with pytest.raises(ConfigurationError, match="an optimizer of other parameters"):
+        Engine(net(), lambda p: torch.optim.SGD(other.parameters(), lr=0.1)).run(class_stream())

@@ -96,3 +96,13 @@ def test_sets_are_kept_ready_while_they_are_small(monkeypatch: pytest.MonkeyPatc
         gathered.clear()
         Engine(nn.Linear(5, 3), sgd(), evaluation_batch_size=30).run(stream)
         assert gathered == [30] * times
+
+
+def test_an_empty_set_is_undefined_with_a_reason() -> None:
+    source = TensorSource(torch.randn(6, 2), {"y": torch.arange(6) % 2}, "six")
+    task = Task("t", size=2)
+    full = Data(source, torch.arange(6), (task,), {"t": Target("y")})
+    stream = stream_of([(full, (task,))], (task,), features=2)
+    stream._evaluation = lambda i: streams.EvaluationSet(i, full.subset(torch.arange(0)))
+    (first, _) = [e for e in Engine(nn.Linear(2, 2), sgd()).run(stream).events if e["event"] == "evaluation"]
+    assert (first["value"], first["reason"]) == (None, "the set has no row for this task")

@@ -59,6 +59,37 @@ class Functional(nn.Module):
         return self.out(F.linear(hidden, self.quiet.weight, self.quiet.bias))
 
 
+class PositionsFirst(nn.Module):
+    """As `Sequences`, with positions before rows within, and as many of them as there are rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_each, self.out = nn.Linear(3, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.at_each(x.transpose(0, 1)).tanh().mean(0))
+
+
+class ByKeyword(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.out = nn.Linear(4, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(input=self.layer(input=x).tanh())
+
+
+class Recurrent(nn.Module):
+    """Cannot be traced by vmap."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.out = nn.GRU(3, 4, batch_first=True), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layer(x)[0][:, -1])
+
+
 def flat(*layers: nn.Module, width: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width, CLASSES))
 
@@ -82,6 +113,9 @@ OTHER: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "twice": (Twice, (4,)),
     "in place": (lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, CLASSES)), (4,)),
     "functional": (Functional, (4,)),
+    "positions first": (PositionsFirst, (ROWS, 3)),
+    "by keyword": (ByKeyword, (4,)),
+    "recurrent": (Recurrent, (6, 3)),
 }  # fmt: skip
 
 
@@ -131,6 +165,11 @@ def test_it_equals_a_loop_over_single_rows(name: str, labels: str, monkeypatch: 
     for key in expected:
         assert bool((expected[key] > 0).any()), key
         torch.testing.assert_close(found[key], expected[key], rtol=1e-9, atol=1e-14)
+
+
+def test_without_parameters_there_is_none() -> None:
+    model, batch = made(*CLOSED["linear"])
+    assert importance(model, iter([batch]), "exact", frozenset()) == {}
 
 
 @pytest.mark.parametrize("name", ["norm 1d", "layer norm"])

@@ -112,3 +112,10 @@ def test_state_by_name_comes_back(factory: Any) -> None:
 def test_what_is_no_optimizer_is_refused(factory: Any, told: str) -> None:
     with pytest.raises(ConfigurationError, match=told):
         Engine(net(), factory).run(growing_stream(known=True))
+
+
+def test_state_that_cannot_be_grown_is_dropped() -> None:
+    """Adafactor keeps rows and columns of a matrix, which have other shapes than it."""
+    stream = growing_stream()
+    result = Engine(models.mlp(stream, (8,)), lambda p: torch.optim.Adafactor(p, lr=0.01), batch_size=20).run(stream)
+    assert result.is_complete

@@ -36,7 +36,7 @@ def test_options_are_typed_frozen_and_shown() -> None:
 
 def test_passes_may_depend_on_the_options() -> None:
     assert Toy(looks=4).passes == Passes(forward=4)
-    assert LwF().passes == Passes(teacher=1)
+    assert LwF().passes == Passes(teachers=frozenset({"previous"}))
 
 
 def test_a_plugin_without_state_refuses_one() -> None:

@@ -318,7 +318,7 @@ def test_the_weighting_comes_before_combination() -> None:
     def combine(rows: Any, step: Any) -> dict[str, float]:
         for name, row in zip(rows.names, rows.matrix, strict=True):
             shared = [p for n, p in step.run.model.named_parameters() if n.startswith("encoder.")]
-            loss = rows._losses[name]
+            loss = step.at().losses[name]
             plain = torch.cat([g.flatten() for g in torch.autograd.grad(loss, shared, retain_graph=True)])
             torch.testing.assert_close(row, 2 * loss.detach() * plain)
             factors.append((float(loss.detach()), float(row.norm())))

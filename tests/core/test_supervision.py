@@ -190,7 +190,7 @@ def test_a_loss_that_is_not_finite_names_row_or_term_and_place_and_moves_nothing
     )
     bad = probe("bad", collect_terms=lambda step: {"pull": step.parameters["encoder.out.bias"].sum() * float("nan")})
     with pytest.raises(
-        DivergenceError, match=r"training diverged at experience 0, .*step 0: term 'bad/pull' is nan\. The update was not made; lower"
+        DivergenceError, match=r"training diverged at experience 0, .*step 0: term 'bad/pull' is nan\. The update was not made; start again"
     ):
         Engine(model, sgd(), [bad]).run(stream)
     assert all(torch.equal(p, start[n]) for n, p in model.named_parameters())

@@ -81,7 +81,8 @@ def test_a_loss_that_is_nan_moves_nothing_and_the_run_can_be_resumed(tmp_path: P
         return Engine(model, sgd(), [factor, keep], batch_size=10, checkpoint_every=1)
 
     with pytest.raises(
-        DivergenceError, match=r"diverged at experience 1, phase 0, epoch 0, step 3: term 'bad/x' is nan\. The update was not made; lower"
+        DivergenceError,
+        match=r"diverged at experience 1, phase 0, epoch 0, step 3: term 'bad/x' is nan\. The update was not made; start again",
     ) as caught:
         engine(model).run(stream, output=tmp_path)
     assert f"engine.resume({str(tmp_path)!r})" in caught.value.__notes__[-1]
@@ -227,3 +228,16 @@ def test_labels_that_are_hidden_are_in_no_batch() -> None:
     batch = data.batch(torch.arange(12))
     assert torch.equal(batch.targets["t"][seen], source.targets["y"][seen])
     assert not batch.targets["t"][~seen].any()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def refuse(self: Path, *given: Any, **named: Any) -> Any:
+        if self.name == ".lock":
+            raise PermissionError(13, "Permission denied", str(self))
+        return opened(self, *given, **named)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(RunFolderError, match="Permission denied"):
+        Engine(net(), sgd()).run(class_stream(), output=tmp_path / "out")

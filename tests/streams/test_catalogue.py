@@ -14,7 +14,7 @@ from streamlearn.errors import ConfigurationError, DataError, UnknownNameError
 from streamlearn.options import parse
 from streamlearn.streams import build, builders, class_incremental, domain_incremental, rebuild
 
-OURS = ["class_incremental", "data_incremental", "domain_incremental", "task_incremental"]
+OURS = ["adaptation", "class_incremental", "data_incremental", "domain_incremental", "episodes", "multitask", "task_incremental"]
 
 
 @pytest.fixture

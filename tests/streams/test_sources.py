@@ -10,7 +10,7 @@ import torch
 
 from streamlearn.errors import DataError, UnknownNameError
 from streamlearn.streams.sources import named_source
-from streamlearn.streams.sources.files import read_idx
+from streamlearn.streams.sources.files import read_idx, usps
 
 real_data = pytest.mark.skipif("STREAMLEARN_DATA" not in os.environ, reason="STREAMLEARN_DATA is not set: it names the folder of real data")
 
@@ -44,7 +44,7 @@ def test_digits_is_a_fixed_stratified_split() -> None:
 
 def test_unknown_names_offer_the_nearest() -> None:
     with pytest.raises(
-        UnknownNameError, match=re.escape("unknown source 'mnits': did you mean 'mnist'? (known: digits, fashion-mnist, mnist)")
+        UnknownNameError, match=re.escape("unknown source 'mnits': did you mean 'mnist'? (known: digits, fashion-mnist, mnist, usps)")
     ):
         named_source("mnits")
 
@@ -128,3 +128,29 @@ def test_real_images_equal_torchvisions(name: str, cls: str) -> None:
         assert torch.equal(x, torch.stack([reference[int(row)][0] for row in rows]))
         assert torch.equal(source.targets["y"], reference.targets)  # type: ignore[attr-defined]
         assert targets["y"].tolist() == [reference[int(row)][1] for row in rows]
+
+
+@pytest.mark.data
+@real_data
+def test_usps_equals_torchvisions() -> None:
+    datasets = pytest.importorskip("torchvision.datasets")
+    root = os.environ["STREAMLEARN_DATA"]
+    folder = os.path.join(root, "USPS") if os.path.isdir(os.path.join(root, "USPS")) else root
+    for part, source in zip((True, False), named_source("usps"), strict=True):
+        reference = datasets.USPS(folder, train=part)
+        assert len(source) == len(reference) == (7291 if part else 2007)
+        rows = torch.tensor([0, 17, len(source) - 1])
+        expected = torch.stack([torch.from_numpy(reference.data[int(row)]) for row in rows]).unsqueeze(1) / 255
+        # one level apart where the last bit of a parsed number decides what is cut off
+        torch.testing.assert_close(source.take(rows).x, expected.float(), atol=1.01 / 255, rtol=0)
+        assert source.take(rows).targets["y"].tolist() == [int(reference.targets[int(row)]) for row in rows]
+
+
+def test_usps_tells_where_its_files_belong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMLEARN_DATA", str(tmp_path))
+    usps.cache_clear()
+    with pytest.raises(DataError, match=r"source 'usps' needs the file usps\.bz2, which is neither in .*USPS nor in "):
+        named_source("usps")
+    (tmp_path / "usps.bz2").write_bytes(b"no archive")
+    with pytest.raises(DataError, match=r"usps\.bz2 is damaged"):
+        named_source("usps")

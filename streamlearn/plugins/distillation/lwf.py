@@ -10,27 +10,13 @@ from torch import Tensor
 
 from streamlearn.core.forward import Teacher
 from streamlearn.core.plugin import Passes, Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
+from streamlearn.core.teaching import distillation_loss
 
 if TYPE_CHECKING:
     from streamlearn.core.run import Run
     from streamlearn.core.step import Step
 
-__all__ = ["LwF", "distillation_loss"]
-
-
-def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """-mean_i Σ_c p_ic log q_ic with p = softmax(teacher / T), q = softmax(student / T): a scalar.
-
-    Args:
-        student: logits ``(rows, classes)``.
-        teacher: logits of the same shape.
-        temperature: T, above 0.
-
-    Example:
-        >>> round(distillation_loss(torch.zeros(3, 2), torch.zeros(3, 2), 2.0).item(), 4)  # log 2
-        0.6931
-    """
-    return -(torch.softmax(teacher / temperature, 1) * torch.log_softmax(student / temperature, 1)).sum(1).mean()
+__all__ = ["LwF"]
 
 
 class LwF(Plugin):
@@ -62,7 +48,7 @@ class LwF(Plugin):
         family="distillation",
         summary="Distils the model of the last experience into the present one, on the present inputs.",
         reference="Li & Hoiem 2016, ECCV, eqs. 2-3",
-        passes=Passes(teacher=1),
+        passes=Passes(teachers=frozenset({"previous"})),
         memory="1 x the model",
         strength="strength",
     )

@@ -25,7 +25,8 @@ class Replay(Plugin):
     ``"experience_balanced"`` among the experiences, each a uniform sample of its group. Rows are kept as (source, index); no
     input is copied.
 
-    By default current and memory rows are averaged alike: L is the mean over all rows of the batch.
+    Current and memory rows are averaged alike: L is the mean over all rows of the batch. `ExperienceWeighting` beside it gives the
+    current ones 1/k of the weight after k experiences.
 
     Args:
         capacity: rows kept in all, at least 1.

@@ -8,12 +8,12 @@ from streamlearn.errors import UnknownNameError
 from streamlearn.streams.data import Source
 from streamlearn.streams.sources.bundled import digits
 from streamlearn.streams.sources.datasets import DatasetSource, dataset_source
-from streamlearn.streams.sources.files import fashion_mnist, mnist
+from streamlearn.streams.sources.files import fashion_mnist, mnist, usps
 from streamlearn.streams.sources.tensors import TensorSource
 
 __all__ = ["NAMES", "DatasetSource", "TensorSource", "canonical_name", "dataset_source", "named_source"]
 
-NAMES: dict[str, Callable[[], tuple[Source, Source]]] = {"digits": digits, "fashion-mnist": fashion_mnist, "mnist": mnist}
+NAMES: dict[str, Callable[[], tuple[Source, Source]]] = {"digits": digits, "fashion-mnist": fashion_mnist, "mnist": mnist, "usps": usps}
 """What each named source loads: a training source and a test source."""
 
 

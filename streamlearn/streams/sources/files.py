@@ -16,7 +16,7 @@ from torch import Tensor
 from streamlearn.errors import DataError
 from streamlearn.streams.sources.tensors import TensorSource
 
-__all__ = ["fashion_mnist", "mnist", "read_idx"]
+__all__ = ["fashion_mnist", "mnist", "read_idx", "usps"]
 
 _GARMENTS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
@@ -41,6 +41,32 @@ def fashion_mnist() -> tuple[TensorSource, TensorSource]:
         DataError: a file is missing or damaged.
     """
     return _load("fashion-mnist", "FashionMNIST", _GARMENTS, _root("fashion-mnist", "FashionMNIST"))
+
+
+@functools.cache
+def usps() -> tuple[TensorSource, TensorSource]:
+    """``"usps"``: 7,291 training and 2,007 test images of handwritten digits, x ``(rows, 1, 16, 16)`` in [0, 1].
+
+    Source: Hull, "A database for handwritten text recognition research", 1994; the files of the LIBSVM collection.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
+    from sklearn.datasets import load_svmlight_file
+
+    root, sources = _root("usps", "USPS", "usps.bz2"), []
+    for file, name in (("usps.bz2", "usps"), ("usps.t.bz2", "usps/test")):
+        found = next((path for path in (root / "USPS" / file, root / file) if path.is_file()), None)
+        if found is None:
+            raise DataError(f"source 'usps' needs the file {file}, which is neither in {root / 'USPS'} nor in {root}: {_cure('USPS')}")
+        try:
+            rows, labels = load_svmlight_file(str(found), n_features=256)
+        except (OSError, EOFError, ValueError) as error:
+            raise DataError(f"{found} is damaged ({error}): fetch it again") from error
+        # levels from -1 to 1, as bytes, as torchvision keeps them; labels from 1
+        x = torch.from_numpy(((rows.toarray() + 1) / 2 * 255).astype(np.uint8)).view(-1, 1, 16, 16)
+        sources.append(TensorSource(x, {"y": torch.from_numpy(labels.astype(np.int64) - 1)}, name, divide_by=255))
+    return sources[0], sources[1]
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
@@ -100,10 +126,10 @@ def _load(name: str, folder: str, class_names: tuple[str, ...], root: Path) -> t
     return sources[0], sources[1]
 
 
-def _root(name: str, folder: str) -> Path:
+def _root(name: str, folder: str, file: str = "raw/train-images-idx3-ubyte") -> Path:
     root = os.environ.get("STREAMLEARN_DATA", "")
     if not root:
-        missing = f"{folder}/raw/train-images-idx3-ubyte"
+        missing = f"{folder}/{file}"
         raise DataError(f"source {name!r} needs the file {missing} below the folder STREAMLEARN_DATA, which is not set: {_cure(folder)}")
     return Path(root).expanduser().resolve()
 

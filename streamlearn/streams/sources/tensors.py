@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 
@@ -60,6 +61,7 @@ class TensorSource:
         self._divide_by = divide_by
         self.row_bytes = self._x[0].numel() * (self._x.element_size() if divide_by is None else torch.float32.itemsize)
         self._fingerprint: str | None = None
+        self._bare: TensorSource | None = None
 
     @classmethod
     def from_arrays(
@@ -96,6 +98,13 @@ class TensorSource:
         if self._divide_by is not None:
             x = x.to(torch.float32).div_(self._divide_by)
         return Columns(x, {name: column.index_select(0, index) for name, column in self.targets.items()})
+
+    def without_targets(self) -> TensorSource:
+        """The same rows under the same name, without targets; always the same object, and the inputs are shared."""
+        if self._bare is None:
+            self._bare = copy.copy(self)
+            self._bare.targets, self._bare._fingerprint, self._bare._bare = {}, None, None
+        return self._bare
 
     def fingerprint(self) -> str:
         """SHA-256 of everything a batch can depend on; computed when first asked for."""

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from streamlearn import Engine, models
+from streamlearn.core.teaching import distillation_loss
 from streamlearn.plugins import LwF, Replay
-from streamlearn.plugins.distillation.lwf import distillation_loss
 from tests.core.support import class_stream, growing_stream, net, probe, same, sgd
 
 

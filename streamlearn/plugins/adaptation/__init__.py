@@ -1,0 +1,1 @@
+"""Aligning domains, and adapting at test time."""

@@ -1,0 +1,1 @@
+"""Combining and projecting gradients."""

@@ -1,0 +1,1 @@
+"""Learning how to learn: look-aheads over the whole objective."""

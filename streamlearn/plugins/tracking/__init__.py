@@ -1,0 +1,1 @@
+"""Measuring more, and writing it down."""

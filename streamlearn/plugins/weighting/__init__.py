@@ -1,0 +1,1 @@
+"""How the losses of rows become one scalar."""
