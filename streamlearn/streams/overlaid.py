@@ -42,7 +42,7 @@ def multitask(
         experiences: at least 1.
         shift: pixels by which the canvas is larger, at least 0.
         validation: in [0, 1): the fraction of each experience's rows that is kept from training, in role ``validation``.
-        target_domain: also give each experience unlabelled rows of role ``target``: other overlays, with inverted brightness. The
+        target_domain: also give each experience unlabelled rows of role ``target``: other overlays, washed out: half way to white. The
             evaluation set then holds overlays of test rows that are made in the same way, labelled, in domain ``target``.
         seed: at least 0; of the pairs, the order, and the test split.
         test, test_fraction: what to evaluate on, as in `class_incremental`.
@@ -118,5 +118,5 @@ def _overlaid(inputs: Inputs, kind: str, shift: int) -> TensorSource:
     if kind.endswith("target"):
         train = inputs.train
         brightest = x if rows is train else train.source.take(train.indices).x
-        overlaid = brightest.max() - overlaid  # of the training rows: test rows must be inverted in the same way
+        overlaid = (brightest.max() + overlaid) / 2  # of the training rows: test rows must be washed out in the same way
     return TensorSource(overlaid, {"left": rows.labels, "right": rows.labels[pairs]}, f"{inputs.name}/overlaid/{kind}")
