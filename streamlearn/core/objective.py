@@ -12,7 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from streamlearn.core.view import Step
 
-__all__ = ["Objective", "evaluate", "weigh"]
+__all__ = ["Objective", "evaluate", "minimised", "weigh", "with_terms"]
 
 
 @dataclass(slots=True)
@@ -88,3 +88,16 @@ def weigh(objective: Objective, step: Step) -> Tensor | None:
         part = loss if isinstance(share, float) and share == 1.0 else loss * share
         total = part if total is None else total + part
     return total
+
+
+def with_terms(weighted: Tensor | None, objective: Objective) -> Tensor | None:
+    """s + P, from s = ``weighted``; ``None`` when there is neither row nor term."""
+    total = weighted
+    for term in objective.terms.values():
+        total = term if total is None else total + term
+    return total
+
+
+def minimised(objective: Objective, step: Step) -> Tensor | None:
+    """The scalar that is minimised, s(L) + P; ``None`` when there is neither row nor term."""
+    return with_terms(weigh(objective, step), objective)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from streamlearn.core.gradients import Combination
-from streamlearn.core.objective import Objective, evaluate, weigh
+from streamlearn.core.objective import Objective, evaluate, weigh, with_terms
 from streamlearn.core.randomness import seed_forward
 from streamlearn.core.view import Step
 from streamlearn.errors import TrainingError
@@ -98,9 +98,7 @@ def _differentiate(
     wrap = run.hooks.around_objective
     objective: Objective = evaluate(part) if wrap is None else wrap(evaluate, part)
     weighted = weigh(objective, part)
-    total = weighted
-    for term in objective.terms.values():
-        total = term if total is None else total + term
+    total = with_terms(weighted, objective)
     if total is None or not total.requires_grad:
         return None
     watch(objective, total, run)  # stops here if anything is not finite

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from streamlearn.core.objective import Objective, weigh
+from streamlearn.core.objective import Objective, minimised
 from streamlearn.core.optimization import Trainable
 from streamlearn.core.plugin import Passes, Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
 from streamlearn.errors import ConfigurationError
@@ -170,7 +170,7 @@ class LaMAML(Plugin):
         most = len(incoming) // 2 if run.has_buffers else len(incoming)  # BatchNorm has no statistics of a single row
         for chunk in incoming.split(max(1, min(self.config.chunks, most))):
             there = step.at(fast, batch=chunk)
-            fast = looked_ahead(fast, rates, self._gradients(_total(objective(there), there), fast))
+            fast = looked_ahead(fast, rates, self._gradients(minimised(objective(there), there), fast))
             seen.append(objective(step.at(fast)))
         return Objective.merge(seen)
 
@@ -196,11 +196,3 @@ class LaMAML(Plugin):
 def _key(name: str) -> str:
     """The name of a parameter without dots, which torch keeps for modules; no two names become one."""
     return name.replace("%", "%25").replace(".", "%2E")
-
-
-def _total(objective: Objective, step: Step) -> Tensor | None:
-    """s + P; ``None`` when there is neither row nor term."""
-    total = weigh(objective, step)
-    for term in objective.terms.values():
-        total = term if total is None else total + term
-    return total

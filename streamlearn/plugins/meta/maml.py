@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from streamlearn.core.objective import Objective, weigh
+from streamlearn.core.objective import Objective, minimised
 from streamlearn.core.phases import ALL, select_names
 from streamlearn.core.plugin import Passes, Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
 from streamlearn.errors import ConfigurationError, TrainingError
@@ -188,7 +188,7 @@ class MAML(Plugin):
 
         def loss(fast: Mapping[str, Tensor]) -> Tensor | None:
             there = view.at(fast, rows=support)
-            return _total(objective(there), there)
+            return minimised(objective(there), there)
 
         return view.at(adapted(loss, movable, steps=config.steps, rate=run.value(self, "rate"), order=config.order))
 
@@ -223,14 +223,6 @@ class MAML(Plugin):
             fast = adapted(loss, start, steps=steps, rate=run.value(self, "rate"), order=1)
         outputs = evaluation.at(fast, episode)
         return {task: outputs[task].detach() for task in episode.tasks if outputs.serves(task)}
-
-
-def _total(objective: Objective, step: Step) -> Tensor | None:
-    """s + P; ``None`` when there is neither row nor term."""
-    total = weigh(objective, step)
-    for term in objective.terms.values():
-        total = term if total is None else total + term
-    return total
 
 
 def _task_loss(outputs: Forward, batch: Batch, run: Run) -> Tensor | None:

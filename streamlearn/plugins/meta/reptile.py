@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from streamlearn.core.gradients import named_gradients
-from streamlearn.core.objective import Objective, weigh
+from streamlearn.core.objective import Objective, minimised
 from streamlearn.core.plugin import Passes, Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
 from streamlearn.errors import ConfigurationError
 
@@ -116,7 +116,7 @@ class Reptile(Plugin):
             there = view.at({name: value.requires_grad_() for name, value in ends.items()})
             found = objective(there)
             first = found if first is None else first
-            total = _total(found, there)
+            total = minimised(found, there)
             gradients = {} if total is None else named_gradients(total, ends)
             ends = {name: (value - rate * gradients[name] if name in gradients else value).detach() for name, value in ends.items()}
             moved |= gradients.keys()
@@ -128,11 +128,3 @@ class Reptile(Plugin):
         if moved:
             terms[self.name] = half_squared_distance(view.parameters, {name: ends[name] for name in ends if name in moved})
         return Objective(losses, terms, first.shares)
-
-
-def _total(objective: Objective, step: Step) -> Tensor | None:
-    """s + P; ``None`` when there is neither row nor term."""
-    total = weigh(objective, step)
-    for term in objective.terms.values():
-        total = term if total is None else total + term
-    return total

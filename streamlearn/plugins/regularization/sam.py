@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from streamlearn.core.gradients import named_gradients
-from streamlearn.core.objective import Objective, weigh
+from streamlearn.core.objective import Objective, minimised
 from streamlearn.core.plugin import Passes, Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
 
 if TYPE_CHECKING:
@@ -98,15 +98,7 @@ class SAM(Plugin):
                 with torch.no_grad():
                     _ = step.outputs.features  # the pass that moves the statistics, if none has yet
         found = objective(here)
-        total = _total(found, here)
+        total = minimised(found, here)
         if total is None or not total.requires_grad:
             return found
         return objective(step.at(ascended(step.parameters, named_gradients(total, wanted), rho)))
-
-
-def _total(objective: Objective, step: Step) -> Tensor | None:
-    """s + P; ``None`` when there is neither row nor term."""
-    total = weigh(objective, step)
-    for term in objective.terms.values():
-        total = term if total is None else total + term
-    return total
