@@ -8,7 +8,7 @@ STAMP := $(VENV)/.streamlearn-set-up
 
 # uv resolves, never pip: what pip makes of extras with underscores depends on its version, so the set would differ by machine.
 export UV_HTTP_TIMEOUT ?= 300
-EXTRAS := avalanche vision
+EXTRAS := avalanche huggingface river tables vision
 comma := ,
 space := $(subst ,, )
 

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from streamlearn.errors import ConfigurationError
 
-__all__ = ["parse"]
+__all__ = ["parse", "parse_chain"]
 
 _CLOSES = {"]": "[", "}": "{"}
 _PYTHON_WORDS = {"True": True, "False": False, "None": None}
@@ -52,8 +52,21 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     return name, options
 
 
-def _parts(rest: str, text: str) -> Iterator[str]:
-    """The pieces of ``rest`` between those commas that lie outside brackets and quotes."""
+def parse_chain(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """Read ``NAME:key=value | NAME:key=value | ...`` as names and their options, in order; ``|`` inside quotes belongs to the value.
+
+    Raises:
+        ConfigurationError: a piece does not have the form that `parse` reads.
+
+    Example:
+        >>> parse_chain("class_incremental:source=digits | online:rows=10")
+        [('class_incremental', {'source': 'digits'}), ('online', {'rows': 10})]
+    """
+    return [parse(part.strip()) for part in _parts(text, text, "|")]
+
+
+def _parts(rest: str, text: str, separator: str = ",") -> Iterator[str]:
+    """The pieces of ``rest`` between those separators that lie outside brackets and quotes."""
     start, open_brackets, quoted, escaped = 0, list[str](), False, False
     for place, letter in enumerate(rest):
         if quoted:
@@ -65,7 +78,7 @@ def _parts(rest: str, text: str) -> Iterator[str]:
             open_brackets.append(letter)
         elif letter in _CLOSES and (not open_brackets or open_brackets.pop() != _CLOSES[letter]):
             _refuse(text, f"{letter!r} closes nothing")
-        elif letter == "," and not open_brackets:
+        elif letter == separator and not open_brackets:
             yield rest[start:place]
             start = place + 1
     if quoted or open_brackets:

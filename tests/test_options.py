@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamlearn.errors import ConfigurationError
-from streamlearn.options import parse
+from streamlearn.options import parse, parse_chain
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,9 @@ def test_whatever_is_written_as_json_is_read_back(options: dict[str, object]) ->
 def test_parsing_needs_no_torch() -> None:
     code = "import sys, streamlearn.options; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_chains_are_cut_at_bars_outside_quotes_and_brackets() -> None:
+    assert parse_chain('a:x="p|q",y=[1,2] |b|  c:z=3') == [("a", {"x": "p|q", "y": [1, 2]}), ("b", {}), ("c", {"z": 3})]
+    with pytest.raises(ConfigurationError, match="cannot read '': it does not begin with a name"):
+        parse_chain("a | ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from streamlearn.errors import ConfigurationError
-from streamlearn.options import parse
+from streamlearn.options import parse, parse_chain
 
 if TYPE_CHECKING:
     from streamlearn.cli.strategy import Strategy
@@ -24,7 +25,10 @@ class Asked:
     strategy: Annotated[
         Path | None, typer.Argument(metavar="[STRATEGY.toml]", show_default=False, help="A strategy file; options below override it.")
     ] = None
-    stream: Annotated[str | None, typer.Option(metavar="NAME:key=value,...", help="The stream, in place of the file's.")] = None
+    stream: Annotated[
+        str | None,
+        typer.Option(metavar="'NAME:key=value,... | NAME:...'", help="The stream, in place of the file's; operators follow after |."),
+    ] = None
     plugin: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME:key=value,...", show_default=False, help="A plugin; repeat it, in order. Replaces all of the file's."),
@@ -83,18 +87,20 @@ class Asked:
         for name in ("epochs", "batch_size", "seed", "device", "checkpoint_every"):
             if getattr(self, name) is not None:
                 content[name] = getattr(self, name)
-        for name in ("stream", "model", "optimizer"):
+        if self.stream is not None:
+            first, *others = parse_chain(self.stream)
+            content["stream"] = {**_section(*first), **({"then": [_section(*link) for link in others]} if others else {})}
+        for name in ("model", "optimizer"):
             if getattr(self, name) is not None:
-                content[name] = _section(getattr(self, name))
+                content[name] = _section(*parse(getattr(self, name)))
         if self.plugin:
             content["plugins"] = [_plugin_section(text) for text in self.plugin]
         return validated(content, where)
 
 
-def _section(text: str) -> dict[str, Any]:
-    name, options = parse(text)
+def _section(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if "name" in options:
-        raise ConfigurationError(f"cannot read {text!r}: the name stands before the colon, and 'name' is given again after it")
+        raise ConfigurationError(f"{name!r} is given the option 'name': the name stands before the colon, leave it out after it")
     return {**options, "name": name}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,14 +11,14 @@ from streamlearn.errors import ConfigurationError, UnknownNameError
 if TYPE_CHECKING:
     import torch
 
-    from streamlearn.cli.strategy import Named, Strategy
+    from streamlearn.cli.strategy import Named, Strategy, StreamSection
     from streamlearn.core.engine import Engine, Progress
     from streamlearn.core.optimization import OptimizerFactory
     from streamlearn.core.plugin import Plugin
     from streamlearn.models import Model
     from streamlearn.streams import Stream
 
-__all__ = ["build", "stream_builder"]
+__all__ = ["build"]
 
 _NOT_USABLE = {
     "lbfgs": "it calls the loss several times a step, which the engine does not",
@@ -47,33 +46,11 @@ def build(strategy: Strategy, progress: Progress | None = None) -> tuple[Engine,
     return Engine(model, optimizer, plugins, progress=progress, **strategy.engine_options()), stream
 
 
-def stream_builder(name: str) -> Callable[..., Stream]:
-    """The function that is registered under ``name``.
-
-    Raises:
-        UnknownNameError: none is; the nearest name is offered.
-        ConfigurationError: it cannot be imported.
-    """
-    from streamlearn.streams.catalogue import GROUP, builders
-
-    known = {builder.name: builder for builder in builders()}
-    found = known.get(name.replace("-", "_"))
-    if found is None:
-        raise UnknownNameError("stream builder", name, known)
-    try:
-        return importlib.metadata.EntryPoint(found.name, found.value, GROUP).load()  # type: ignore[no-any-return]
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"stream builder {name!r} of {found.distribution} cannot be loaded: {error}") from error
-
-
-def _stream(section: Named, seed: int) -> Stream:
+def _stream(section: StreamSection, seed: int) -> Stream:
     """The stream; the run's seed is also its own, where it takes one and the user named none."""
-    from streamlearn.streams.catalogue import build as build_stream
+    from streamlearn.streams.catalogue import build_chain
 
-    options = section.options
-    if "seed" not in options and "seed" in inspect.signature(stream_builder(section.name)).parameters:
-        options["seed"] = seed
-    return build_stream(section.name, **options)
+    return build_chain([(link.name, link.options) for link in (section, *section.then)], seed)
 
 
 def _plugin(name: str, instance: str | None, options: Mapping[str, Any]) -> Plugin:

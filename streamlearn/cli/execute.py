@@ -30,7 +30,8 @@ _MAY_DIFFER = ("device", "checkpoint_every")  # neither makes it another run
 def describe(strategy: Strategy) -> str:
     """What runs, in one line."""
     plugins = " + ".join(_named(section.name, section.options) for section in strategy.plugins) or "no plugin"
-    stream, model, optimizer = (_named(s.name, s.options) for s in (strategy.stream, strategy.model, strategy.optimizer))
+    stream = " | ".join(_named(link.name, link.options) for link in (strategy.stream, *strategy.stream.then))
+    model, optimizer = (_named(s.name, s.options) for s in (strategy.model, strategy.optimizer))
     epochs = f"{strategy.epochs} epoch{'s' if strategy.epochs > 1 else ''}"
     return f"{stream}; {plugins}; {model}; {optimizer}; {epochs}, batch size {strategy.batch_size}"
 

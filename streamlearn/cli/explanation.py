@@ -21,7 +21,7 @@ def explanation(strategy: Strategy) -> str:
     """
     engine, stream = build(strategy)
     lines = {
-        "stream": f"{stream.name}, {len(stream)} experiences; {_named(strategy.stream)}",
+        "stream": f"{stream.name}, {len(stream)} experiences; {' | '.join(map(_named, (strategy.stream, *strategy.stream.then)))}",
         "model": _named(strategy.model),
         "optimizer": _named(strategy.optimizer),
         "training": f"{strategy.epochs} epoch(s) of each experience, batch size {strategy.batch_size}, seed {strategy.seed}",

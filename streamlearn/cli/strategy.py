@@ -11,6 +11,7 @@ A strategy file, with every key that it may have (all are optional):
     [stream]                  # 'streamlearn streams list'; other keys are options of the builder
     name = "class_incremental"
     source = "digits"
+    then = [{ name = "online", rows = 10 }]    # operators, in order
 
     [model]                   # a builder of streamlearn.models
     name = "mlp"
@@ -40,7 +41,7 @@ from pydantic import Field
 
 from streamlearn.errors import ConfigurationError, UnknownNameError
 
-__all__ = ["Named", "PluginSection", "Strategy", "read_toml", "validated"]
+__all__ = ["Named", "PluginSection", "Strategy", "StreamSection", "read_toml", "validated"]
 
 
 class Named(pydantic.BaseModel):
@@ -62,12 +63,18 @@ class PluginSection(Named):
     instance: str | None = Field(None, min_length=1)
 
 
+class StreamSection(Named):
+    """A stream builder, and the operators that are applied to what it gives."""
+
+    then: list[Named] = Field(default_factory=list)
+
+
 class Strategy(pydantic.BaseModel):
     """Everything that makes a run: the content of a strategy file, with defaults filled in."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    stream: Named = Named(name="class_incremental", source="digits")  # type: ignore[call-arg]
+    stream: StreamSection = StreamSection(name="class_incremental", source="digits")  # type: ignore[call-arg]
     model: Named = Named(name="mlp")
     optimizer: Named = Named(name="sgd", lr=0.05, momentum=0.9)  # type: ignore[call-arg]
     plugins: list[PluginSection] = Field(default_factory=list)

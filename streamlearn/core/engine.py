@@ -167,9 +167,7 @@ class Engine:
         with locked(folder if folder is not None and folder.exists() else None):
             model = self._fresh_model()
             run = Run(self.options, self.composition, stream, Record(), Record())
-            self._attach(run, model)
-            evaluator = Evaluator(run.stream, self.options.evaluation_batch_size)
-            run.stream = run.stream.for_training()
+            evaluator = self._attach(run, model)
             description = describe(run, stream, origin)
             if folder is not None:
                 if resume:
@@ -237,12 +235,16 @@ class Engine:
                 reinitialize(self._model, seed)
         return Model.of(self._model)
 
-    def _attach(self, run: Run, model: Model) -> None:
+    def _attach(self, run: Run, model: Model) -> Evaluator:
         self._runs += 1
         hooks = run.hooks
         run.model = model
         if hooks.transform_stream is not None:
             run.stream = hooks.transform_stream(run.stream, run)
+        if run.stream.endless:
+            raise ConfigurationError(f"stream {run.stream.name!r} is endless: train on a part of it, such as stream[:100]")
+        evaluator = Evaluator(run.stream, self.options.evaluation_batch_size)
+        run.stream = run.stream.for_training()  # from here on nobody who acts on the run reaches what is hidden
         with forked(run.device):
             torch.default_generator.manual_seed(subseed(self.options.seed, "transform_model"))
             model.grow(run.stream.tasks)
@@ -258,6 +260,7 @@ class Engine:
                 f"{', '.join(run.implementers('provide_gradient_combination'))} combines at the features, which microbatches="
                 f"{self.options.microbatches} splits: leave microbatches at 1, or take a combiner at the parameters"
             )
+        return evaluator
 
 
 def _compiled(model: Model, choice: bool | str) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -68,9 +68,9 @@ class Evaluator:
         self._kept: dict[int, tuple[EvaluationSet, list[Batch]]] = {}
         self._room = _KEPT_BYTES
 
-    def truth(self, number: int) -> Data | JoinedData:
-        """The labelled rows of set ``number``."""
-        return self._stream.evaluation(number).data
+    def truth(self, experience: int) -> Data | JoinedData | None:
+        """The labelled rows on which predictions made during ``experience`` are scored."""
+        return self._stream.truth(experience)
 
     def measure(self, run: Run, trained: int, within: int | None = None) -> None:
         """Measure on every evaluation set, one line of the record for each set, task and metric."""
@@ -80,7 +80,7 @@ class Evaluator:
         with evaluating(run.model), forked(run.device):
             if hooks.before_evaluation is not None:
                 hooks.before_evaluation(evaluation)
-            for number in range(len(self._stream)):
+            for number in range(len(self._stream.sets)):
                 torch.default_generator.manual_seed(subseed(run.seed, "evaluation rows", number))  # of a data set that augments
                 chosen, batches = self._set(number, run.device)
                 with torch.no_grad():
@@ -143,7 +143,7 @@ class Evaluator:
         """Set ``number`` and its rows in batches on ``device``; kept from one evaluation to the next while they are few."""
         if number in self._kept:
             return self._kept[number]
-        chosen = self._stream.evaluation(number)
+        chosen = self._stream.evaluation_set(number)
         # the unit of data may be an episode of several rows
         parts = [(part, max(1, self._batch_size * len(part) // max(len(part.indices), 1))) for part in chosen.data.parts()]
         batches = (batch.to(device) for part, size in parts for batch in part.in_order(slice(None), size, "evaluation"))

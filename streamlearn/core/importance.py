@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from streamlearn.core.closed_forms import has_closed_form, squared_gradients
+from streamlearn.streams.batch import EVERY_ROW
 
 if TYPE_CHECKING:
     from streamlearn.models import Model
@@ -43,8 +44,8 @@ def importance(
     Args:
         model: evaluated in evaluation mode; its mode, gradients and the random state are left as found.
         batches: the rows; rows asked on several tasks add the log-likelihoods of those.
-        labels: ``"exact"`` or ``"empirical"``. For regression tasks the likelihood is Gaussian with unit variance; its exact
-            Fisher information does not depend on the targets.
+        labels: ``"exact"``, or ``"empirical"``, for which only labelled rows count. For regression tasks the likelihood is Gaussian
+            with unit variance; its exact Fisher information does not depend on the targets.
         names: the parameters wanted. One that no row depends on (the head of an absent task) is left out.
         regression: the names of the regression tasks.
 
@@ -57,14 +58,19 @@ def importance(
         return total
     with evaluating(model):
         for batch in batches:
-            rows += len(batch)
+            rows += batch.count_labelled() if labels == "empirical" and batch.targets else len(batch)
             for segment in batch.segments:
-                part = batch.x[segment.rows]
                 for task in segment.tasks:
-                    target = batch.targets[task][segment.rows] if task in batch.targets else None
+                    part, target = batch.x[segment.rows], batch.targets[task][segment.rows] if task in batch.targets else None
+                    # what has no label has no such gradient
+                    if labels == "empirical" and target is not None and batch.labelled.get(task) is not EVERY_ROW:
+                        shown = batch.labelled_rows(task)[segment.rows]
+                        part, target = part[shown], target[shown]
+                        if not len(part):
+                            continue
                     for name, square in _of_rows(model, part, task, target, labels, task in regression, names).items():
                         total[name] = total[name] + square if name in total else square
-    return {name: square / rows for name, square in total.items()}
+    return {name: square / max(rows, 1) for name, square in total.items()}
 
 
 @contextmanager

@@ -10,6 +10,7 @@ quota shrinks drops its largest priorities, which leaves a uniform sample again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -83,6 +84,11 @@ class ReplayMemory:
 
     def __len__(self) -> int:
         return len(self._index)
+
+    @property
+    def draws(self) -> bool:
+        """Whether rows may come out differently each time, because they are augmented."""
+        return any(kind.draws for kind in self._kinds)
 
     def groups(self) -> dict[int, int]:
         """Rows kept by group (class or experience; all rows are group 0 in a reservoir)."""
@@ -210,7 +216,7 @@ def _piece_of(piece: Data, index: Tensor) -> Data:
     """The rows ``index`` of the source of ``piece``, as data."""
     if piece.labelled:
         return piece.subset(_positions(piece, index))
-    return Data(piece.source, index, piece.tasks, piece.targets, piece.transform, piece.domain)
+    return replace(piece, indices=index)
 
 
 def _positions(piece: Data, index: Tensor) -> Tensor:
@@ -242,6 +248,11 @@ class Memories:
                 f"{capacity}, {policy}: make them agree, or give one of them another memory name"
             )
         return memory
+
+    @property
+    def draws(self) -> bool:
+        """Whether a memory holds rows that are augmented."""
+        return any(memory.draws for memory in self._memories.values())
 
     @property
     def names(self) -> tuple[str, ...]:

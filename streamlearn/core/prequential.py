@@ -13,43 +13,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamlearn.core.evaluation import Count, Evaluation, Evaluator, without_labels
+from streamlearn.core.evaluation import Count, Evaluation, without_labels
 from streamlearn.core.forward import Forward
 from streamlearn.core.importance import evaluating
 from streamlearn.core.randomness import forked
+from streamlearn.core.view import Step
 
 if TYPE_CHECKING:
     from streamlearn.core.run import Run
-    from streamlearn.core.view import Step
     from streamlearn.streams import Batch, Experience, Segment
-    from streamlearn.streams.data import Data
+    from streamlearn.streams.data import Data, JoinedData
 
 __all__ = ["Prequential"]
 
 
 class Prequential:
-    """Scores the steps of one experience that has only ``target`` rows.
+    """Scores the ``target`` rows that the steps of one experience meet.
 
-    The truth is that of the experience's evaluation set, which must hold the same rows of the same source; rows that it does not
-    label are not scored. It lives here, out of every plugin's reach.
+    The truth (`streamlearn.streams.Stream.truth`) holds the same rows of the same source and domain; rows that it does not hold are not
+    scored. It lives here, out of every plugin's reach.
 
     Args:
         run: the run.
-        evaluator: knows the evaluation sets.
+        truth: the labelled rows.
         experience: the experience.
     """
 
-    def __init__(self, run: Run, evaluator: Evaluator, experience: Experience) -> None:
+    def __init__(self, run: Run, truth: Data | JoinedData, experience: Experience) -> None:
         self._run = run
         self._truth: dict[tuple[str, str], list[_Truth]] = {}
-        for part in evaluator.truth(experience.index).parts():
+        for part in truth.parts():
             self._truth.setdefault((part.source.name, part.domain), []).append(_Truth(part))
-        self._counts = {task.name: Count(task) for task in experience.tasks}
-
-    @staticmethod
-    def suits(experience: Experience) -> bool:
-        """Whether the experience is one of adaptation at test time."""
-        return set(experience.data) - {"validation"} == {"target"}
+        asked = {task.name for part in experience.data["target"].parts() for task in part.tasks}  # rows of other roles have others
+        self._counts = {task.name: Count(task) for task in experience.tasks if task.name in asked}
 
     def score(self, step: Step) -> None:
         """Score the outputs of a step before its update, on the rows that have not been met before."""
@@ -60,6 +56,18 @@ class Prequential:
                 if len(places):
                     outputs = self._outputs(step) if outputs is None else outputs
                     self._score_rows(outputs, segment, places, known)
+
+    def score_unmet(self, data: Data | JoinedData) -> None:
+        """Score the ``target`` rows that joined no batch, because the labelled rows that they accompany were fewer."""
+        start = 0
+        for part in data.parts():
+            unmet = torch.zeros(len(part), dtype=torch.bool)
+            for truth in self._truth.get((part.source.name, part.domain), ()):
+                unmet |= truth.lacks(part.indices)
+            for positions in (start + unmet.nonzero().flatten()).split(self._run.options.evaluation_batch_size):  # type: ignore[no-untyped-call]
+                if len(positions):
+                    self.score(Step(self._run, data.batch(positions, "target").to(self._run.device)))
+            start += len(part)
 
     def _score_rows(self, outputs: Mapping[str, Tensor], segment: Segment, places: Tensor, known: Batch) -> None:
         device = self._run.device
@@ -116,10 +124,15 @@ class _Truth:
         self._position[part.indices] = torch.arange(len(part))
         self.unmet = torch.ones(len(part), dtype=torch.bool)
 
+    def lacks(self, index: Tensor) -> Tensor:
+        """Which of the rows ``index`` are known here and have not been met yet."""
+        position = self._position[index]
+        return (position >= 0) & self.unmet[position]
+
     def met(self, index: Tensor) -> tuple[Tensor, Batch]:
         """Which of the rows ``index`` are met for the first time, and those with their labels."""
         position = self._position[index]
-        places = ((position >= 0) & self.unmet[position]).nonzero().flatten()
+        places = self.lacks(index).nonzero().flatten()
         _, first = np.unique(position[places].numpy(), return_index=True)  # a row may come twice in one batch
         places = places[torch.from_numpy(np.sort(first))]
         self.unmet[position[places]] = False

@@ -160,7 +160,7 @@ def check_same(folder: Path, description: Mapping[str, Any]) -> None:
 
 def _first_difference(saved: Any, fresh: Any, path: str) -> str | None:
     if isinstance(saved, dict) and isinstance(fresh, dict):
-        for key in sorted({*saved, *fresh}):
+        for key in sorted({*saved, *fresh}, key=lambda key: (isinstance(saved.get(key), (dict, list)), key)):  # what is plain first
             found = _first_difference(saved.get(key), fresh.get(key), f"{path}.{key}")
             if found is not None:
                 return found

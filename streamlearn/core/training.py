@@ -20,7 +20,6 @@ from streamlearn.core.step import Step, train_step
 from streamlearn.errors import ConfigurationError
 from streamlearn.streams import Batch, Experience
 from streamlearn.streams.batch import concatenate
-from streamlearn.streams.data import in_memory
 
 if TYPE_CHECKING:
     from streamlearn.core.run import Run
@@ -88,8 +87,9 @@ class Walk:
             if hooks.before_experience is not None:
                 hooks.before_experience(experience, run)
             clock.inside, clock.entered, clock.phase, clock.epoch, clock.batch = True, clock.update, 0, 0, 0
-        if Prequential.suits(experience) and run.options.evaluate != "never":
-            self._prequential = Prequential(run, self.evaluator, experience)
+        truth = self.evaluator.truth(clock.experience) if "target" in experience.data and run.options.evaluate != "never" else None
+        if truth is not None:
+            self._prequential = Prequential(run, truth, experience)
             saved = self._restored.pop("prequential", None)
             if saved is not None:
                 self._prequential.load_state_dict(saved)
@@ -98,6 +98,8 @@ class Walk:
             clock.phase = number
             self._phase(phases[number])
             clock.epoch = 0
+        if self._prequential is not None and experience.main_role != "target":
+            self._prequential.score_unmet(experience.data["target"])
         if hooks.after_experience is not None:
             hooks.after_experience(experience, run)
         for task, classes in experience.classes.items():
@@ -238,9 +240,10 @@ class Walk:
             yield from (batch.to(run.device) for batch in self._accompanied(batches, phase, size))
 
     def _seeded(self, batches: Iterator[Batch], phase: Phase) -> Iterator[Batch]:
-        """Rows that are read from a data set may be augmented at random: what is drawn is a function of the update they are for."""
+        """Rows may be augmented at random, here or in their data set: what is drawn is a function of the update they are for."""
         run = self.run
-        if all(in_memory(part.source) for data in (phase.data, *phase.companions.values()) for part in data.parts()):
+        draws = any(part.draws for data in (phase.data, *phase.companions.values()) for part in data.parts())
+        if not (draws or run.memories.draws):
             yield from batches
             return
         base = subseed(run.seed, "rows")

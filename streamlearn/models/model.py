@@ -162,10 +162,14 @@ class Model(nn.Module):
         self.grow(Task(name, size=size) for name, size in structure["heads"].items())
 
 
+_TAKEN = frozenset(dir(nn.ModuleDict()))  # a task may be called "train", but no key of a module container may
+_MARK = "\N{MODIFIER LETTER PRIME}"
+
+
 def _key(task: str) -> str:
     # a dot would be read as a path by torch's module containers
-    return task.replace(".", "\N{ONE DOT LEADER}")
+    return task.replace(".", "\N{ONE DOT LEADER}") + (_MARK if task in _TAKEN else "")
 
 
 def _name(key: str) -> str:
-    return key.replace("\N{ONE DOT LEADER}", ".")
+    return key.removesuffix(_MARK).replace("\N{ONE DOT LEADER}", ".")

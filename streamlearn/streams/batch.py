@@ -9,48 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from streamlearn.errors import DataError
+from streamlearn.streams.partition import chunk_edges
+from streamlearn.streams.segments import EVERY_ROW, Labelled, Segment, StoredColumn, StoredPieces, join_labelled, narrow
 
 __all__ = ["EVERY_ROW", "Batch", "Labelled", "Segment", "StoredColumn"]
-
-EVERY_ROW = slice(None)
-"""The value of ``batch.labelled[task]`` when every row carries a label of the task."""
-
-Labelled = slice | Tensor
-"""Which rows carry a label: a slice where they are contiguous (free), else a bool column of shape ``(rows,)``."""
-
-
-class Segment(NamedTuple):
-    """Rows ``start`` to ``stop`` of a batch, which share everything named here."""
-
-    role: str
-    start: int
-    stop: int
-    tasks: tuple[str, ...]
-    domain: str = ""
-    source: str = ""
-
-    @property
-    def rows(self) -> slice:
-        """The rows as a slice."""
-        return slice(self.start, self.stop)
-
-    @property
-    def kind(self) -> tuple[str, tuple[str, ...], str, str]:
-        """What the rows share."""
-        return self.role, self.tasks, self.domain, self.source
-
-
-class StoredColumn(NamedTuple):
-    """A column kept beside some rows, such as the logits that DER stores: ``values[i]`` belongs to row ``rows.start + i``."""
-
-    rows: slice
-    values: Tensor
 
 
 class Batch:
@@ -190,7 +157,7 @@ class Batch:
         return Batch(
             self.x[rows],
             {task: column[rows] for task, column in self.targets.items()},
-            {task: _narrow(labelled, start, stop) for task, labelled in self.labelled.items()},
+            {task: narrow(labelled, start, stop) for task, labelled in self.labelled.items()},
             tuple(inside),
             self.index[rows],
             {
@@ -202,12 +169,12 @@ class Batch:
 
     def take(self, pieces: Sequence[tuple[Segment, slice]]) -> Batch:
         """The rows of some pieces of segments (slices within the batch), one after another; stored columns need the batch's own order."""
-        parts, stored = [], _Stored(self.stored)
+        parts, stored = [], StoredPieces(self.stored)
         for segment, rows in pieces:
             first, stop, _ = rows.indices(len(self))
             stored.add(first, stop)
             targets = {task: column[rows] for task, column in self.targets.items()}
-            labelled = {task: _narrow(known, first, stop) for task, known in self.labelled.items()}
+            labelled = {task: narrow(known, first, stop) for task, known in self.labelled.items()}
             moved = segment._replace(start=0, stop=stop - first)
             parts.append(Batch(self.x[rows], targets, labelled, (moved,), self.index[rows]))
         return concatenate(parts).replace(stored=stored.columns())
@@ -215,7 +182,7 @@ class Batch:
     def spread(self, count: int) -> list[list[tuple[Segment, slice]]]:
         """The pieces of `count` batches of nearly equal size, see `split`."""
         if "support" in self.roles:
-            return [self._pieces_of(self.domains[first:stop]) for first, stop in _edges(len(self.domains), count) if first < stop]
+            return [self._pieces_of(self.domains[first:stop]) for first, stop in chunk_edges(len(self.domains), count) if first < stop]
         found: list[list[tuple[Segment, slice]]] = [[] for _ in range(count)]
         sizes = [0] * count
         for segment in self.segments:
@@ -274,38 +241,6 @@ class Batch:
         yield from (column.values for column in self.stored.values())
 
 
-class _Stored:
-    """The stored columns of pieces of a batch, which are given in order; a column may reach over several of them."""
-
-    def __init__(self, columns: Mapping[str, StoredColumn]) -> None:
-        self._columns = columns
-        self._found: dict[str, list[tuple[int, Tensor]]] = {}
-        self._rows = 0
-
-    def add(self, first: int, stop: int) -> None:
-        """The piece from ``first`` to ``stop`` comes next."""
-        for name, column in self._columns.items():
-            start, end = max(column.rows.start, first), min(column.rows.stop, stop)
-            if start < end:
-                values = column.values[start - column.rows.start : end - column.rows.start]
-                self._found.setdefault(name, []).append((self._rows + start - first, values))
-        self._rows += stop - first
-
-    def columns(self) -> dict[str, StoredColumn]:
-        """What belongs to all pieces together: without gaps, because the pieces keep their order."""
-        joined = {}
-        for name, found in self._found.items():
-            values = found[0][1] if len(found) == 1 else torch.cat([part for _, part in found])
-            joined[name] = StoredColumn(slice(found[0][0], found[0][0] + len(values)), values)
-        return joined
-
-
-def _edges(size: int, count: int) -> list[tuple[int, int]]:
-    """Start and stop of each of ``count`` runs that cover ``size`` places as evenly as possible."""
-    stops = [size * (number + 1) // count for number in range(count)]
-    return list(zip([0, *stops], stops, strict=False))
-
-
 def concatenate(batches: list[Batch]) -> Batch:
     """The rows of several batches, one after another; neighbouring segments of the same kind are joined."""
     if len(batches) == 1:
@@ -328,7 +263,7 @@ def concatenate(batches: list[Batch]) -> Batch:
         targets[task] = torch.cat(
             [like.new_zeros((len(b), *like.shape[1:])) if c is None else c for b, c in zip(batches, columns, strict=True)]
         )
-        labelled[task] = _join(task, batches, starts, total)
+        labelled[task] = join_labelled(task, batches, starts, total)
     segments: list[Segment] = []
     for batch, start in zip(batches, starts, strict=False):
         for segment in batch.segments:
@@ -343,36 +278,3 @@ def concatenate(batches: list[Batch]) -> Batch:
                 raise DataError(f"two groups of rows both store a column {name!r}: draw them under different names")
             stored[name] = StoredColumn(slice(column.rows.start + start, column.rows.stop + start), column.values)
     return Batch(torch.cat([b.x for b in batches]), targets, labelled, tuple(segments), torch.cat([b.index for b in batches]), stored)
-
-
-def _join(task: str, batches: list[Batch], starts: list[int], total: int) -> Labelled:
-    """Which rows of the concatenation carry a label of ``task``: a slice if that is what they are, else a column."""
-    spans: list[tuple[int, int]] = []
-    for batch, start in zip(batches, starts, strict=False):
-        rows = batch.labelled.get(task, slice(0, 0))
-        if isinstance(rows, Tensor):
-            return torch.cat([b.labelled_rows(task) for b in batches])
-        first, last, _ = rows.indices(len(batch))
-        if first == last:
-            continue
-        if spans and spans[-1][1] == first + start:
-            spans[-1] = (spans[-1][0], last + start)
-        else:
-            spans.append((first + start, last + start))
-    if spans == [(0, total)]:
-        return EVERY_ROW
-    if len(spans) > 1:
-        return torch.cat([b.labelled_rows(task) for b in batches])
-    return slice(*spans[0]) if spans else slice(0, 0)
-
-
-def _narrow(rows: Labelled, start: int, stop: int) -> Labelled:
-    """``rows`` seen from the window ``start`` to ``stop``."""
-    if isinstance(rows, Tensor):
-        return rows[start:stop]
-    if rows == EVERY_ROW:
-        return EVERY_ROW
-    first, last = max(rows.start or 0, start), stop if rows.stop is None else min(rows.stop, stop)
-    if (first, last) == (start, stop):
-        return EVERY_ROW
-    return slice(first - start, last - start) if first < last else slice(0, 0)

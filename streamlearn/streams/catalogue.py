@@ -1,23 +1,23 @@
 """Finding stream builders by name: ours and those of installed distributions come through the same door.
 
-A builder is a function that returns a `Stream`, registered in the entry-point group ``streamlearn.streams``. Listing them reads
-metadata only; a builder's module is imported when the builder is called.
+A builder is a function that returns a `Stream`, registered in the entry-point group ``streamlearn.streams``. One that takes a stream as
+its first argument, called ``stream``, is an operator. Listing them reads metadata only; a builder's module is imported when it is called.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streamlearn.errors import ConfigurationError, UnknownNameError
-from streamlearn.options import parse
+from streamlearn.options import parse, parse_chain
 
 if TYPE_CHECKING:
     from streamlearn.streams.stream import Stream
 
-__all__ = ["GROUP", "Builder", "build", "builders", "parse", "rebuild"]
+__all__ = ["GROUP", "Builder", "build", "build_chain", "builder_named", "builders", "parse", "rebuild"]
 
 GROUP = "streamlearn.streams"
 
@@ -35,8 +35,8 @@ def builders() -> list[Builder]:
     """Every registered builder, by name. Imports none of them.
 
     Example:
-        >>> [builder.name for builder in builders() if builder.distribution == "streamlearn"][1:3]
-        ['class_incremental', 'data_incremental']
+        >>> [builder.value for builder in builders() if builder.name == "online"]
+        ['streamlearn.streams.operators.cutting:online']
     """
     return sorted(
         Builder(entry.name, entry.dist.name if entry.dist else "unknown", entry.dist.version if entry.dist else "", entry.value)
@@ -74,10 +74,41 @@ def build(name: str, /, **options: Any) -> Stream:
     return stream
 
 
-def rebuild(description: Mapping[str, Any]) -> Stream:
-    """The whole stream of which ``description`` is the `Stream.description`, built again.
+def build_chain(links: str | Sequence[tuple[str, Mapping[str, Any]]], seed: int | None = None) -> Stream:
+    """A builder and the operators that follow it: each operator is given the stream made so far.
 
-    A slice has the description of the whole: take the same part of what this gives.
+    Args:
+        links: ``"class_incremental:source=digits | online:rows=10"``, or names and options one after another.
+        seed: the ``seed`` of every link that takes one and has none.
+
+    Raises:
+        ConfigurationError: a link that is not the first takes no stream, or the first needs one; and as `build`.
+
+    Example:
+        >>> build_chain("class_incremental:source=digits | recurring:times=2")
+        Stream('digits/class_incremental/recurring', 10 experiences, tasks digits)
+    """
+    stream: Stream | None = None
+    for name, options in parse_chain(links) if isinstance(links, str) else links:
+        parameters = list(inspect.signature(builder_named(name)).parameters)
+        given = dict(options)
+        if seed is not None and "seed" in parameters:
+            given.setdefault("seed", seed)
+        first = parameters[0] if parameters else ""
+        if first == "stream" and stream is None and "stream" not in given:
+            raise ConfigurationError(f"{name!r} is an operator and needs a stream before it: write BUILDER:... | {name}:...")
+        if stream is not None:
+            if first not in ("stream", "source") or first in given:
+                raise ConfigurationError(f"{name!r} builds a stream of its own and cannot follow another: only operators stand after '|'")
+            given[first] = stream
+        stream = build(name, **given)
+    if stream is None:
+        raise ConfigurationError("there is no stream builder here: give at least one")
+    return stream
+
+
+def rebuild(description: Mapping[str, Any]) -> Stream:
+    """The stream of which ``description`` is the `Stream.description`, built again.
 
     Raises:
         ConfigurationError: it names no builder, or a part of it, such as the data, was given by the user as an object.
@@ -85,6 +116,8 @@ def rebuild(description: Mapping[str, Any]) -> Stream:
     Example:
         >>> stream = build("data_incremental", source="digits", experiences=3)
         >>> rebuild(stream.description).hash == stream.hash
+        True
+        >>> rebuild(stream[:2].description).hash == stream[:2].hash
         True
     """
     if not isinstance(description.get("builder"), str):
@@ -95,8 +128,26 @@ def rebuild(description: Mapping[str, Any]) -> Stream:
         raise ConfigurationError(
             f"this stream was built from objects given by the user ({parts}), which no name brings back: pass the stream itself"
         )
-    options = {key: value for key, value in description.items() if key != "builder"}
-    return build(description["builder"], **options)
+    options = {key: _rebuilt(value) for key, value in description.items() if key not in ("builder", "part")}
+    whole = build(description["builder"], **options)
+    return whole if description.get("part") is None else whole.reordered(description["part"])
+
+
+def _rebuilt(value: Any) -> Any:
+    """``value``, with the streams that it describes built again."""
+    if isinstance(value, Mapping):
+        return rebuild(value) if "builder" in value else value
+    return [_rebuilt(item) for item in value] if isinstance(value, list) else value
+
+
+def builder_named(name: str) -> Callable[..., Any]:
+    """The function that is registered under ``name``.
+
+    Raises:
+        UnknownNameError: none is; the nearest name is offered.
+        ConfigurationError: it cannot be loaded, or two distributions register the name.
+    """
+    return _load(_find(name))
 
 
 def _find(name: str) -> Builder:

@@ -7,7 +7,7 @@ way into a batch. A thousand experiences over one source therefore cost the memo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -15,16 +15,21 @@ from torch import Tensor
 
 from streamlearn.errors import DataError
 from streamlearn.streams.batch import EVERY_ROW, Batch, Labelled, Segment, concatenate
+from streamlearn.streams.hiding import without_targets
 from streamlearn.streams.task import Task
 
-__all__ = ["Columns", "Data", "JoinedData", "Source", "Target", "Transform", "join", "same_kind"]
+__all__ = ["Columns", "Data", "JoinedData", "Source", "Target", "Transform", "classes_in", "join", "same_kind"]
 
 _ALL = slice(None)
 _GATHER_BYTES = 2**18  # stays in a core's cache until the last of its batches is read
 _ALIGNMENT = 64  # of an allocation of torch's, in bytes
 
-Transform = Callable[[Tensor], Tensor]
-"""A change of inputs that looks at a whole batch ``(rows, ...)`` and draws nothing."""
+Transform = Callable[..., Tensor]
+"""A change of inputs that looks at a whole batch ``(rows, ...)`` and draws nothing: ``transform(x)``.
+
+One with a true attribute ``needs_index`` is called ``transform(x, index)``, where ``index`` ``(rows,)`` are the rows' stable identities
+within their source: what looks random in a row, such as noise, is then a function of the row.
+"""
 
 
 class Columns(NamedTuple):
@@ -79,6 +84,8 @@ class Data:
         transform: applied to ``x`` of every batch.
         domain: name of the distribution the rows come from; empty when there is but one.
         labelled: for each task with *some* labels a bool column ``(rows,)``; tasks without an entry are fully labelled.
+        augment: applied before ``transform`` to ``x`` of every batch; may draw from torch's global generator, which the engine seeds for
+            each update. For training rows only.
 
     Example:
         >>> from streamlearn.streams.sources import TensorSource
@@ -95,9 +102,27 @@ class Data:
     transform: Transform | None = None
     domain: str = ""
     labelled: Mapping[str, Tensor] = field(default_factory=dict)
+    augment: Transform | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def draws(self) -> bool:
+        """Whether the same rows may come out differently: they are augmented, here or in their data set."""
+        return self.augment is not None or not in_memory(self.source)
+
+    def column(self, task: str) -> Tensor | None:
+        """The targets of ``task``, one for each row, read without inputs where the source allows; ``None`` when it is unlabelled here.
+
+        Rows without a label hold a value that means nothing.
+        """
+        target = self.targets.get(task)
+        if target is None:
+            return None
+        known = getattr(self.source, "targets", None)
+        column = self.source.take(self.indices).targets[target.column] if known is None else known[target.column][self.indices]
+        return column if target.relabel is None else target.relabel[column]
 
     def batch(self, positions: Tensor, role: str = "train") -> Batch:
         """The rows at ``positions`` (int64, relative to this data) as a batch of one role."""
@@ -106,7 +131,7 @@ class Data:
 
     def fetch(self, index: Tensor, role: str = "train") -> Batch:
         """The rows ``index`` *of the source* (not positions within this data), all labelled, as a batch of one role."""
-        rows = Data(self.source, index, self.tasks, self.targets, self.transform, self.domain)
+        rows = Data(self.source, index, self.tasks, self.targets, self.transform, self.domain, augment=self.augment)
         return rows._maker(_ALL, len(index), role)(0, index, *self.source.take(index))
 
     def in_order(self, positions: Tensor | slice, batch_size: int, role: str = "train") -> Iterator[Batch]:
@@ -129,7 +154,7 @@ class Data:
 
     def _maker(self, positions: Tensor | slice, batch_size: int, role: str) -> Callable[[int, Tensor, Tensor, Mapping[str, Tensor]], Batch]:
         """From a batch's number, index, inputs and columns to the batch."""
-        transform, partly = self.transform, self.labelled
+        change, partly = self._change(), self.labelled
         wanted = [(task, target.column, target.relabel) for task, target in self.targets.items()]
         everywhere: dict[str, Labelled] = dict.fromkeys(self.targets, EVERY_ROW)
         names = tuple(task.name for task in self.tasks)
@@ -144,20 +169,28 @@ class Data:
                 targets = {task: _hidden(column, labelled[task]) for task, column in targets.items()}
             rows = index.shape[0]
             segment = full if rows == batch_size else full._replace(stop=rows)
-            return Batch(x if transform is None else transform(x), targets, labelled, (segment,), index)
+            return Batch(x if change is None else change(x, index), targets, labelled, (segment,), index)
 
         return made
+
+    def _change(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """What is done to the inputs of a batch, from inputs and index."""
+        augment, transform = self.augment, self.transform
+        if transform is None:
+            return None if augment is None else lambda x, index: augment(x)
+        indexed = getattr(transform, "needs_index", False)
+        if augment is None:
+            return transform if indexed else lambda x, index: transform(x)
+        return lambda x, index: transform(augment(x), index) if indexed else transform(augment(x))
 
     def subset(self, positions: Tensor) -> Data:
         """The rows at ``positions`` of this data; nothing is copied but indices."""
         labelled = {task: rows[positions] for task, rows in self.labelled.items()}
-        return Data(self.source, self.indices[positions], self.tasks, self.targets, self.transform, self.domain, labelled)
+        return replace(self, indices=self.indices[positions], labelled=labelled)
 
     def without_labels(self) -> Data:
         """The same rows with no target left in reach: neither here nor in the source."""
-        strip = getattr(self.source, "without_targets", None)
-        source = _Unlabelled(self.source) if strip is None else strip()
-        return Data(source, self.indices, self.tasks, {}, self.transform, self.domain)
+        return replace(self, source=without_targets(self.source), targets={}, labelled={})
 
     def parts(self) -> tuple[Data, ...]:
         """The homogeneous pieces: itself."""
@@ -165,7 +198,7 @@ class Data:
 
     def is_like(self, other: Data) -> bool:
         """Whether ``other``, which is of the same class, differs in nothing but its rows."""
-        if self.source is not other.source or self.transform is not other.transform:
+        if self.source is not other.source or self.transform != other.transform or self.augment != other.augment:
             return False
         return self.domain == other.domain and self.tasks == other.tasks and _same_targets(self, other)
 
@@ -176,25 +209,7 @@ class Data:
         every = [torch.ones(len(part), dtype=torch.bool) for part in group]
         labelled = {t: torch.cat([p.labelled.get(t, ones) for p, ones in zip(group, every, strict=True)]) for t in tasks}
         indices = torch.cat([part.indices for part in group])
-        return Data(self.source, indices, self.tasks, self.targets, self.transform, self.domain, labelled)
-
-
-class _Unlabelled:
-    """A source that keeps its targets to itself."""
-
-    def __init__(self, source: Source) -> None:
-        self.name, self.input_shape, self._source = source.name, source.input_shape, source
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def take(self, index: Tensor) -> Columns:
-        """The rows at ``index``, without targets."""
-        return Columns(self._source.take(index).x, {})
-
-    def fingerprint(self) -> str:
-        """That of the source."""
-        return self._source.fingerprint()
+        return replace(self, indices=indices, labelled=labelled)
 
 
 def in_memory(source: Source) -> bool:
@@ -274,6 +289,20 @@ def join(pieces: Sequence[Data | JoinedData]) -> Data | JoinedData:
             home.append(part)
     melted = [group[0] if len(group) == 1 else group[0].melted(group[1:]) for group in groups]
     return melted[0] if len(melted) == 1 else JoinedData(melted)
+
+
+def classes_in(data: Data | JoinedData, *more: Data | JoinedData) -> dict[str, tuple[int, ...]]:
+    """For each classification task the classes that labelled rows of ``data`` (and ``more``) have, ascending."""
+    found: dict[str, set[int]] = {}
+    for part in (part for piece in (data, *more) for part in piece.parts()):
+        for task in part.tasks:
+            column = part.column(task.name) if task.kind == "classification" else None
+            if column is None:
+                continue
+            if task.name in part.labelled:
+                column = column[part.labelled[task.name]]
+            found.setdefault(task.name, set()).update(torch.unique(column).tolist())
+    return {task: tuple(sorted(classes)) for task, classes in found.items()}
 
 
 def _hidden(column: Tensor, labelled: Labelled) -> Tensor:

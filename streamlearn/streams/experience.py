@@ -23,6 +23,8 @@ class Experience:
         data: rows by role, ``{"train": ...}`` at the least, or ``{"target": ...}`` for adaptation at test time.
         name: for people.
         classes: for each classification task the class numbers that have rows here, ascending.
+        origin: where an experience was cut into several, the number of that experience; ``None`` where nothing was cut, or where
+            training is not told.
     """
 
     index: int
@@ -30,6 +32,7 @@ class Experience:
     data: Mapping[str, Data | JoinedData]
     name: str = ""
     classes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    origin: int | None = None
 
     @property
     def main_role(self) -> str:
@@ -39,7 +42,7 @@ class Experience:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EvaluationSet:
-    """Rows on which the model is measured: the test rows that belong to experience ``index``."""
+    """Rows on which the model is measured, labelled; ``index`` is its number among the evaluation sets of the stream."""
 
     index: int
     data: Data | JoinedData

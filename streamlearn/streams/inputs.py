@@ -13,9 +13,11 @@ from torch.utils.data import Dataset
 
 from streamlearn.errors import DataError
 from streamlearn.streams.data import Data, Source, Target, Transform
-from streamlearn.streams.partition import stratified_split
+from streamlearn.streams.hiding import hide_rows, with_targets
+from streamlearn.streams.partition import split_rows
 from streamlearn.streams.sources import TensorSource, canonical_name, dataset_source, named_source
-from streamlearn.streams.sources.labels import class_labels, class_names
+from streamlearn.streams.sources.labels import class_labels, class_names, regression_values
+from streamlearn.streams.stream import ENDLESS, Stream
 from streamlearn.streams.task import Task
 
 if TYPE_CHECKING:
@@ -23,12 +25,12 @@ if TYPE_CHECKING:
 
     SourceLike = str | Source | Dataset[Any] | tuple[ArrayLike | Tensor, ArrayLike | Tensor]
 
-__all__ = ["Inputs", "Rows", "count_experiences", "resolve", "whole_number"]
+__all__ = ["Inputs", "Rows", "as_source", "count_experiences", "count_or_endless", "given_by_user", "resolve", "whole_number"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Labelled rows of a source: ``labels[i]`` is the class of row ``indices[i]``, read from ``column``."""
+    """Labelled rows of a source: ``labels[i]`` is the class (or the values) of row ``indices[i]``, read from ``column``."""
 
     source: Source
     column: str
@@ -46,26 +48,34 @@ class Rows:
 class Inputs:
     """Training rows, test rows, the seed, and what the stream is to tell about all this."""
 
-    name: str
+    task: Task
     train: Rows
     test: Rows
-    classes: int
-    class_names: tuple[str, ...]
     seed: int
     described: Mapping[str, Any]
+    sources: tuple[Source, ...]
 
     @property
-    def task(self) -> Task:
-        """The task of telling all classes apart."""
-        return Task(self.name, "classification", self.classes, self.class_names)
+    def name(self) -> str:
+        """What the stream and its task are called."""
+        return self.task.name
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return self.task.size
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What people call the classes; empty when they have no names."""
+        return self.task.classes
 
     def fingerprints(self) -> tuple[str, ...]:
         """Content hashes of the sources, each once."""
-        sources = {id(rows.source): rows.source for rows in (self.train, self.test)}
-        return tuple(source.fingerprint() for source in sources.values())
+        return tuple(source.fingerprint() for source in self.sources)
 
 
-def resolve(source: SourceLike, test: SourceLike | None, test_fraction: float, seed: int) -> Inputs:
+def resolve(source: SourceLike, test: SourceLike | None, test_fraction: float, seed: int, *, regression: bool = False) -> Inputs:
     """Training and test rows from what the user gave.
 
     Args:
@@ -73,6 +83,7 @@ def resolve(source: SourceLike, test: SourceLike | None, test_fraction: float, s
         test: the same; ``None`` takes the named source's own test rows, else splits ``source``.
         test_fraction: how much of ``source`` is split off, by class, when there are no test rows; in (0, 1).
         seed: of that split.
+        regression: whether targets may also be values, which then make a regression task.
 
     Raises:
         DataError: what was given is no source, or its labels are no class numbers without gaps, or training and test differ
@@ -82,42 +93,73 @@ def resolve(source: SourceLike, test: SourceLike | None, test_fraction: float, s
     if not isinstance(test_fraction, Real) or not 0 < test_fraction < 1:
         raise DataError(f"test_fraction is {test_fraction!r}: give a number between 0 and 1, or the test rows themselves as test=")
     named = canonical_name(source) if isinstance(source, str) else None
-    found, own_test = named_source(named) if named else (_source(source, "data"), None)
+    found, own_test = named_source(named) if named else (as_source(source, "data"), None)
     test_source = own_test if test is None else _test_source(test, found.name)
-    column, labels = class_labels(found)
-    classes = _count_classes(labels, found.name)
+    name = found.name if named or isinstance(source, Source) else "class"
+    found, column, labels, task = _with_task(found, name, regression)
     everything = Rows(found, column, torch.arange(len(found)), labels)
     if test_source is None:
-        train, held_out = stratified_split(labels, test_fraction, seed=seed, name=found.name)
-        rows, test_rows = (Rows(found, column, part, labels[part]) for part in (train, held_out))
+        rows, test_rows = _split(everything, test_fraction, seed)
     else:
-        rows, test_rows = everything, _test_rows(test_source, classes, found)
+        rows, test_rows = everything, _test_rows(test_source, task, found)
     described = {
-        "source": named or _given(found),
+        "source": named or given_by_user(found),
         "test": _described_test(test, test_source),
         "seed": seed,
         "test_fraction": float(test_fraction),
     }
-    name = named or (found.name if isinstance(source, Source) else "class")
-    return Inputs(name, rows, test_rows, classes, class_names(found, classes), seed, described)
+    sources = (found,) if test_source is None else (found, test_rows.source)
+    return Inputs(task, rows, test_rows, seed, described, sources)
 
 
-def _source(given: object, name: str) -> Source:
+def _with_task(source: Source, name: str, regression: bool) -> tuple[Source, str, Tensor, Task]:
+    """The source with a target column in the form of its task, the name and values of that column, and the task."""
+    values = regression_values(source) if regression else None
+    if values is None:
+        column, labels = class_labels(source)
+        classes = _count_classes(labels, source.name)
+        return source, column, labels, Task(name, "classification", classes, class_names(source, classes))
+    column, targets = values
+    if targets.dim() == 1:  # of one value each
+        targets = targets.unsqueeze(1)
+        source = with_targets(source, {column: targets})
+    return source, column, targets, Task(name, "regression", targets[0].numel())
+
+
+def _split(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Rows for training, in whose source the targets of all others are hidden, and rows for testing."""
+    source, labels = rows.source, rows.labels
+    train, held_out = split_rows(labels, fraction, seed=seed, name=source.name)
+    shown = hide_rows(source, {rows.column: labels}, train)
+    return Rows(shown, rows.column, train, labels[train]), Rows(source, rows.column, held_out, labels[held_out])
+
+
+def as_source(given: object, name: str) -> Source:
+    """A `Source` of what the user gave, which is no name.
+
+    Raises:
+        DataError: it is none of the things of which a source can be made.
+    """
     if isinstance(given, Source):
         return given
     if isinstance(given, tuple) and len(given) == 2:
         return TensorSource.from_arrays(*given, name)
     if isinstance(given, Dataset):
         return dataset_source(given, name)
+    if isinstance(given, Stream):
+        raise DataError(f"stream {given.name!r} stands where a source is wanted: only operators, such as online or joint, take a stream")
     what = f"a tuple of {len(given)}" if isinstance(given, tuple) else f"a {type(given).__name__}"
     raise DataError(f"{what} is no source: give a name, a pair (x, y), a map-style torch data set, or a Source")
 
 
 def _test_source(given: object, name: str) -> Source:
-    return named_source(given)[1] if isinstance(given, str) else _source(given, f"{name}/test")
+    if isinstance(given, str):
+        train, own_test = named_source(given)
+        return own_test or train
+    return as_source(given, f"{name}/test")
 
 
-def _test_rows(source: Source, classes: int, train: Source) -> Rows:
+def _test_rows(source: Source, task: Task, train: Source) -> Rows:
     if source.input_shape != train.input_shape:
         raise DataError(
             f"test rows of {source.name!r} have shape {source.input_shape} but training rows of {train.name!r} have {train.input_shape}: "
@@ -127,6 +169,9 @@ def _test_rows(source: Source, classes: int, train: Source) -> Rows:
         raise DataError(
             f"source {train.name!r} is given for training and for testing: give other rows as test (under another name), or test_fraction"
         )
+    if task.kind == "regression":
+        return _test_values(source, task, train)
+    classes = task.size
     column, labels = class_labels(source)
     if int(labels.max()) >= classes:
         row = int((labels >= classes).nonzero()[0, 0])
@@ -134,6 +179,20 @@ def _test_rows(source: Source, classes: int, train: Source) -> Rows:
             f"label {int(labels[row])} in row {row} of {source.name!r} is out of range: {train.name!r} has the classes 0 to {classes - 1}"
         )
     return Rows(source, column, torch.arange(len(source)), labels)
+
+
+def _test_values(source: Source, task: Task, train: Source) -> Rows:
+    values = regression_values(source)
+    size = 0 if values is None else values[1][0].numel()
+    if values is None or size != task.size:
+        raise DataError(
+            f"test rows of {source.name!r} have other targets than {train.name!r}, which has {task.size} values: make them alike"
+        )
+    column, targets = values
+    if targets.dim() == 1:
+        targets = targets.unsqueeze(1)
+        source = with_targets(source, {column: targets})
+    return Rows(source, column, torch.arange(len(source)), targets)
 
 
 def _count_classes(labels: Tensor, name: str) -> int:
@@ -147,14 +206,15 @@ def _count_classes(labels: Tensor, name: str) -> int:
     return len(counts)
 
 
-def _given(source: Source) -> dict[str, Any]:
+def given_by_user(source: Source) -> dict[str, Any]:
+    """What a description says of a source that no name brings back."""
     return {"given by the user": True, "name": source.name, "rows": len(source)}
 
 
 def _described_test(test: object, source: Source | None) -> Any:
     if test is None or source is None:
         return None
-    return canonical_name(test) if isinstance(test, str) else _given(source)
+    return canonical_name(test) if isinstance(test, str) else given_by_user(source)
 
 
 def whole_number(value: object, what: str, least: int) -> int:
@@ -168,6 +228,13 @@ def whole_number(value: object, what: str, least: int) -> int:
     return int(value.__index__())
 
 
-def count_experiences(value: int | None, default: int) -> int:
+def count_experiences(value: int | str | None, default: int) -> int:
     """``value``, or ``default`` when it is ``None``; at least 1."""
+    if value == ENDLESS:
+        raise DataError("the number of experiences is 'endless', but this protocol ends with its rows or classes: give a number")
     return whole_number(default if value is None else value, "the number of experiences", 1)
+
+
+def count_or_endless(value: int | str | None, default: int) -> int | None:
+    """``value``, or ``default`` when it is ``None``; ``None`` for ``"endless"``."""
+    return None if value == ENDLESS else count_experiences(value, default)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from streamlearn.errors import DataError
 
-__all__ = ["RowsByClass", "chunk_edges", "even_groups", "permutation", "stratified_split"]
+__all__ = ["RowsByClass", "chunk_edges", "even_groups", "permutation", "split_rows", "stratified_split"]
 
 
 def permutation(size: int, *, seed: int, purpose: str, number: int = 0) -> Tensor:
@@ -100,3 +100,27 @@ def stratified_split(labels: Tensor, fraction: float, *, seed: int, name: str) -
     in_test = torch.zeros(len(labels), dtype=torch.bool)
     in_test[torch.cat(chosen)] = True
     return (~in_test).nonzero().flatten(), in_test.nonzero().flatten()
+
+
+def split_rows(targets: Tensor, fraction: float, *, seed: int, name: str) -> tuple[Tensor, Tensor]:
+    """Rows for training and rows for testing, both ascending: by class where the targets are class numbers, else at random.
+
+    Args:
+        targets: class numbers, int64, ``(rows,)``, or values, floating, ``(rows, ...)``.
+        fraction, seed, name: as for `stratified_split`.
+
+    Raises:
+        DataError: a class, or the source, has a single row.
+
+    Example:
+        >>> train, test = split_rows(torch.linspace(0, 1, 8), 0.25, seed=0, name="toy")
+        >>> len(train), len(test)
+        (6, 2)
+    """
+    if not targets.is_floating_point():
+        return stratified_split(targets, fraction, seed=seed, name=name)
+    if len(targets) < 2:
+        raise DataError(f"source {name!r} has a single row, too few to train and to test: add rows or give test=")
+    count = min(max(1, round(fraction * len(targets))), len(targets) - 1)
+    order = permutation(len(targets), seed=seed, purpose="test rows")
+    return order[count:].sort().values, order[:count].sort().values

@@ -195,3 +195,42 @@ def test_the_command_of_the_readme_runs_on_mnist(cli: Call, tmp_path: Path, data
     content = result_of(tmp_path / "runs/mnist")
     assert len(content["accuracy_matrix"]) == 6
     assert content["metrics"]["average_accuracy"] > 0.3
+
+
+CHAIN = "class_incremental:source=digits,experiences=2,classes=[[0,1],[2,3]] | online:rows=100"
+
+
+def test_operators_follow_a_stream(cli: Call, tmp_path: Path) -> None:
+    options = ("--batch-size", "50", "--model", "mlp:hidden=[8]", "--seed", "3")
+    done = cli("run", "--stream", CHAIN, *options, "--output", "chain")
+    assert (done.code, done.err) == (0, "")
+    assert "class_incremental(source=digits, experiences=2, classes=[[0, 1], [2, 3]]) | online(rows=100)" in done.out
+    content = result_of(tmp_path / "chain")
+    assert [len(row) for row in content["accuracy_matrix"]] == [2] * 7, "six pieces, two evaluation sets"
+    assert described(tmp_path / "chain")["stream"]["description"]["seed"] == 3, "the seed of the run is that of each link"
+    Path("same.toml").write_text(
+        'batch_size = 50\nseed = 3\n[stream]\nname = "class_incremental"\nsource = "digits"\nexperiences = 2\n'
+        'classes = [[0, 1], [2, 3]]\nthen = [{ name = "online", rows = 100 }]\n[model]\nname = "mlp"\nhidden = [8]\n'
+    )
+    assert cli("run", "same.toml", "--output", "file").code == 0
+    assert result_of(tmp_path / "file") == content
+    assert cli("run", "--resume", "chain").code == 0, "what is finished is built again from its description"
+    explained = cli("explain", "--stream", CHAIN)
+    assert "| online(rows=100)" in explained.out
+
+
+@pytest.mark.parametrize(
+    ("stream", "told"),
+    [
+        ("online:rows=10", "'online' is an operator and needs a stream before it"),
+        ("class_incremental:source=digits | onlin:rows=10", "unknown stream builder 'onlin': did you mean 'online'?"),
+        ("class_incremental:source=digits |", "it does not begin with a name"),
+        ("class_incremental:source=digits | online:row=10", "unknown option of online 'row': did you mean 'rows'?"),
+        ("class_incremental:source=digits | task_incremental:source=digits", "cannot follow another: only operators stand after '|'"),
+    ],
+)
+def test_chains_that_cannot_be(cli: Call, stream: str, told: str) -> None:
+    done = cli("run", "--stream", stream)
+    assert done.code == 2
+    assert told in done.err
+    assert len(done.err.strip().splitlines()) == 1

@@ -12,7 +12,7 @@ from streamlearn.core import importance as module
 from streamlearn.core.closed_forms import has_closed_form
 from streamlearn.core.importance import importance
 from streamlearn.models import Model
-from streamlearn.streams import Batch
+from streamlearn.streams import Batch, Segment, Task
 
 ROWS, CLASSES = 5, 3
 
@@ -220,3 +220,19 @@ def test_regression_is_gaussian_with_unit_variance() -> None:
     residual = (model(x, "t") ** 2).detach()
     empirical = importance(model, iter([batch]), "empirical", names, frozenset({"t"}))["encoder.weight"]
     torch.testing.assert_close(empirical, (residual.T @ x**2) / 2)
+
+
+def test_empirical_importance_counts_labelled_rows_only() -> None:
+    """A row without a label is no row of class 0."""
+    x, y = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
+    model = Model.of(nn.Linear(4, 3))
+    model.grow((Task("t", size=3),))
+    names = frozenset(dict(model.named_parameters()))
+    shown = torch.arange(12) < 5
+    segment = (Segment("train", 0, 12, ("t",)),)
+    partly = Batch(x, {"t": y.masked_fill(~shown, 0)}, {"t": shown}, segment, torch.arange(12))
+    alone = Batch.uniform(x[:5], "t", y[:5], torch.arange(5))
+    found, expected = (importance(model, iter([batch]), "empirical", names) for batch in (partly, alone))
+    for name in names:
+        torch.testing.assert_close(found[name], expected[name])
+    assert importance(model, iter([Batch(x, {"t": y * 0}, {"t": shown & False}, segment, torch.arange(12))]), "empirical", names) == {}

@@ -323,7 +323,7 @@ def test_episodes_stay_whole() -> None:
         return {}
 
     Engine(models.mlp(stream, (8,)), sgd(), [probe("look", collect_terms=look)], batch_size=5, microbatches=2, evaluate="never").run(stream)
-    assert seen == [(0, (10, 10)), (0, (10, 10, 10)), (1, (10, 10)), (1, (10, 10, 10))]
+    assert seen == [(0, (10, 10, 10)), (0, (10, 10)), (1, (10, 10, 10)), (1, (10, 10))]
 
 
 def test_a_run_in_parts_resumes_bit_for_bit(tmp_path: Path) -> None:

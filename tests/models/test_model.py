@@ -57,3 +57,11 @@ def test_which_task_must_be_said_when_there_are_several() -> None:
         model(torch.zeros(1, 3))
     with pytest.raises(DataError, match=r"no head for task 'z' \(it has: a, b\): train it first"):
         model(torch.zeros(1, 3), "z")
+
+
+@pytest.mark.parametrize("name", ["train", "type", "keys", "a.train", "training"])
+def test_a_task_may_be_called_like_a_method_of_a_module(name: str) -> None:
+    heads = Heads(4, [Task(name, size=3), Task("other", size=2)])
+    assert heads.sizes() == {name: 3, "other": 2}
+    assert heads(torch.zeros(1, 4), name).shape == (1, 3)
+    assert heads.has(name)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
@@ -12,9 +13,31 @@ import torch
 import streamlearn.streams
 from streamlearn.errors import ConfigurationError, DataError, UnknownNameError
 from streamlearn.options import parse
-from streamlearn.streams import build, builders, class_incremental, domain_incremental, rebuild
+from streamlearn.streams import build, build_chain, builders, class_incremental, domain_incremental, online, rebuild
 
-OURS = ["adaptation", "class_incremental", "data_incremental", "domain_incremental", "episodes", "multitask", "task_incremental"]
+OURS = [
+    "adaptation",
+    "augmented",
+    "blurry",
+    "class_incremental",
+    "concatenated",
+    "data_incremental",
+    "domain_incremental",
+    "episodes",
+    "from_datasets",
+    "gradual",
+    "gradual_adaptation",
+    "imbalanced",
+    "joint",
+    "label_policy",
+    "multitask",
+    "online",
+    "recurring",
+    "task_free",
+    "task_incremental",
+    "test_time",
+    "validation",
+]
 
 
 @pytest.fixture
@@ -37,7 +60,7 @@ def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_ours_come_through_the_entry_points() -> None:
     found = {builder.name: builder for builder in builders() if builder.distribution == "streamlearn"}
     assert sorted(found) == OURS
-    assert found["class_incremental"].value == "streamlearn.streams.incremental:class_incremental"
+    assert found["class_incremental"].value == "streamlearn.streams.protocols.incremental:class_incremental"
     assert found["class_incremental"].version == importlib.metadata.version("streamlearn")
 
 
@@ -147,3 +170,45 @@ def test_what_the_user_gave_cannot_be_rebuilt() -> None:
         rebuild(stream.description)
     with pytest.raises(ConfigurationError, match="this description names no stream builder"):
         rebuild({"source": "digits"})
+
+
+# ---------------------------------------------------------------------- chains
+
+
+def test_a_chain_gives_each_operator_the_stream_before_it() -> None:
+    stream = build_chain("class_incremental:source=digits,experiences=5 | online:rows=50 | joint")
+    assert stream.name == "digits/class_incremental/online/joint"
+    assert len(stream[0].data["train"]) == 1438
+    assert (
+        build_chain([("class_incremental", {"source": "digits"}), ("online", {"rows": 10})]).hash
+        == online(class_incremental("digits")).hash
+    )
+
+
+def test_the_seed_of_a_chain_goes_to_every_link_that_takes_one() -> None:
+    text = "class_incremental:source=digits,seed=3 | online:rows=50"
+    assert build_chain(text, seed=7).hash == online(class_incremental("digits", seed=3), rows=50, seed=7).hash
+    assert build_chain(text).hash == online(class_incremental("digits", seed=3), rows=50).hash
+
+
+def test_operators_are_rebuilt_with_what_they_changed() -> None:
+    stream = online(class_incremental("digits", 5)[1:4], rows=30)[2:9]
+    again = rebuild(json.loads(json.dumps(stream.description)))
+    assert again.hash == stream.hash
+    assert [e.data["train"].indices.tolist() for e in again] == [e.data["train"].indices.tolist() for e in stream]
+    own = online(class_incremental((torch.zeros(20, 1), torch.arange(20) % 2), 2), rows=5)
+    with pytest.raises(ConfigurationError, match=re.escape("built from objects given by the user ('source'), which no name brings back")):
+        rebuild(own.description)
+
+
+def test_links_out_of_place() -> None:
+    with pytest.raises(
+        ConfigurationError, match=re.escape("'online' is an operator and needs a stream before it: write BUILDER:... | online")
+    ):
+        build_chain("online:rows=3")
+    with pytest.raises(ConfigurationError, match="'class_incremental' builds a stream of its own and cannot follow another"):
+        build_chain("joint:source=digits | class_incremental:source=digits")
+    with pytest.raises(DataError, match="stream 'digits/data_incremental/joint' stands where a source is wanted: only operators, such as"):
+        build_chain("joint:source=digits | class_incremental")
+    with pytest.raises(DataError, match=re.escape("online changes a stream, and a int is none: build one first, online(stream, ...)")):
+        build("online", stream=3)

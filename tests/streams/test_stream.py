@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import itertools
 import json
+import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamlearn.errors import DataError
+from streamlearn import Engine, models
+from streamlearn.errors import ConfigurationError, DataError
 from streamlearn.streams import Data, EvaluationSet, Experience, Stream, Task, TensorSource
 from streamlearn.streams.data import Target
+from tests.core.support import sgd
 
 TASK = Task("t", size=2)
 SOURCE = TensorSource(torch.arange(20.0).reshape(-1, 1), {"y": torch.arange(20) % 2}, "s")
@@ -92,3 +97,95 @@ def test_fingerprints_are_not_computed_before_they_are_asked_for() -> None:
     assert len(lazy[0].data["train"]) == 2
     with pytest.raises(AssertionError):
         _ = lazy.hash
+
+
+# ---------------------------------------------------------------------- without an end
+
+
+def endless() -> Stream:
+    whole = stream()
+    return Stream(
+        "numbers",
+        None,
+        lambda i: Experience(i, (TASK,), {"train": Data(SOURCE, torch.tensor([i % 20]), (TASK,), {"t": Target("y")})}, f"e{i}"),
+        whole._evaluation,
+        tasks=(TASK,),
+        input_shape=(1,),
+        description={"builder": "numbers"},
+    )
+
+
+def test_a_stream_without_end_is_walked_and_cut_but_not_counted() -> None:
+    whole = endless()
+    assert whole.endless
+    assert whole
+    assert whole[123_456].name == "e123456"
+    assert [e.name for e in itertools.islice(whole, 2)] == ["e0", "e1"]
+    part = whole[10:30:10]
+    assert not part.endless
+    assert [e.name for e in part] == ["e10", "e20"]
+    assert part.sets == (10, 20)
+    assert whole.describe()["experiences"] == "endless"
+    assert whole.hash != part.hash
+    assert "endless" in repr(whole)
+
+
+@pytest.mark.parametrize(
+    "ask", [len, list, lambda s: s[5:], lambda s: s[-3:], lambda s: s[:-1], lambda s: s[::-1], lambda s: s.sets, lambda s: s.learnt_after]
+)
+def test_what_needs_an_end_is_refused(ask: Callable[[Stream], object]) -> None:
+    with pytest.raises(DataError, match=r"stream 'numbers' is endless.*such as stream\[:100\]"):
+        ask(endless())
+    with pytest.raises(IndexError, match="stream 'numbers' has no last experiences; there is none at -1"):
+        endless()[-1]
+
+
+def test_an_engine_asks_for_a_part() -> None:
+    with pytest.raises(ConfigurationError, match=r"stream 'numbers' is endless: train on a part of it, such as stream\[:100\]"):
+        Engine(models.mlp(stream(), hidden=(4,)), sgd()).run(endless())
+    assert Engine(models.mlp(stream(), hidden=(4,)), sgd()).run(endless()[:3]).accuracy_matrix.shape == (4, 3)
+
+
+# ---------------------------------------------------------------------- evaluation sets that are shared
+
+
+def shared(of: dict[int, tuple[int, ...]]) -> Stream:
+    whole = stream(len(of))
+    return Stream(
+        "shared", len(of), whole._experience, whole._evaluation, tasks=(TASK,), input_shape=(1,), description={}, sets=of.__getitem__
+    )
+
+
+def test_sets_are_those_that_are_taught_in_the_order_in_which_they_first_are() -> None:
+    whole = shared({0: (2,), 1: (2,), 2: (0,), 3: (0, 1), 4: (2,)})
+    assert whole.sets == (2, 0, 1)
+    assert whole.learnt_after == (2, 4, 4)
+    assert [whole.sets_of(i) for i in range(5)] == [(0,), (0,), (1,), (1, 2), (0,)]
+    assert [whole.evaluation(i).name for i in range(5)] == ["v2", "v2", "v0", "v0, v1", "v2"]
+    assert [whole.evaluation_set(k).name for k in range(3)] == ["v2", "v0", "v1"]
+    assert [whole.evaluation_set(k).index for k in range(3)] == [0, 1, 2]
+    part = whole[2:4]
+    assert part.sets == (0, 1)
+    assert part.learnt_after == (2, 2)
+    assert part.describe()["learnt_after"] == [2, 2]
+    assert "learnt_after" not in stream().describe()
+
+
+def test_training_finds_no_way_to_what_is_hidden() -> None:
+    whole = stream()
+    seen = whole.for_training()
+    assert seen[2].name == "e2"
+    assert seen[1:3].for_training()[0].name == "e1"
+    with pytest.raises(DataError, match="out of reach of training"):
+        seen.evaluation(0)
+    with pytest.raises(TypeError, match="what is hidden from training cannot be pickled: pickle the stream's description"):
+        pickle.dumps(seen)
+
+
+def test_operators_keep_the_sets_of_a_stream_without_end() -> None:
+    from streamlearn.streams import build_chain
+
+    whole = build_chain("class_incremental:source=digits,experiences=3 | recurring:times=endless | task_free")
+    assert whole[:7].sets == (0, 1, 2)
+    assert [whole[:7].evaluation(i).index for i in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+    assert whole.evaluation_set(2).index == 2

@@ -16,7 +16,7 @@ from streamlearn.plugins import EWC, MAML, LwF, Replay
 from streamlearn.plugins.meta.maml import adapted
 from streamlearn.streams import Stream, Task
 from streamlearn.streams.data import Target
-from streamlearn.streams.episodic import Episodes
+from streamlearn.streams.protocols.episodes import Episodes
 from streamlearn.streams.sources import TensorSource
 from tests.core.support import Stop, class_stream, final, net, probe, same, sgd, stop_at, stream_of
 

@@ -23,19 +23,28 @@ class ClassSplit:
         experiences: number of groups; ``None`` for 5, or for as many as ``classes`` has.
         classes: the groups themselves, or ``None`` to cut all classes evenly.
         shuffle: whether to shuffle the classes before they are cut.
+        first: how many classes the first group has; the others share the rest evenly. ``None``: all alike.
 
     Raises:
         DataError: the groups are not what they must be, or a group has no test rows.
     """
 
-    def __init__(self, inputs: Inputs, experiences: int | None, classes: Sequence[Sequence[int]] | None, shuffle: bool) -> None:
-        self.groups = class_groups(inputs.classes, experiences, classes, shuffle=shuffle, seed=inputs.seed, name=inputs.name)
+    def __init__(
+        self,
+        inputs: Inputs,
+        experiences: int | None,
+        classes: Sequence[Sequence[int]] | None,
+        shuffle: bool,
+        first: int | None = None,
+    ) -> None:
+        self.groups = class_groups(inputs.classes, experiences, classes, shuffle=shuffle, seed=inputs.seed, name=inputs.name, first=first)
         called = inputs.class_names or tuple(map(str, range(inputs.classes)))
         self.names = tuple("classes " + ", ".join(called[c] for c in group) for group in self.groups)
         self.options: dict[str, Any] = {
             "experiences": len(self.groups),
             "classes": None if classes is None else [list(map(int, group)) for group in classes],
             "shuffle": bool(shuffle),
+            "first": first,
         }
         self._classes = inputs.classes
         self._train = RowsByClass(inputs.train.labels, inputs.classes)
@@ -60,23 +69,42 @@ class ClassSplit:
 
 
 def class_groups(
-    available: int, experiences: int | None, classes: Sequence[Sequence[int]] | None, *, shuffle: bool, seed: int, name: str
+    available: int,
+    experiences: int | None,
+    classes: Sequence[Sequence[int]] | None,
+    *,
+    shuffle: bool,
+    seed: int,
+    name: str,
+    first: int | None = None,
 ) -> tuple[tuple[int, ...], ...]:
     """The classes of each experience, ascending.
 
     Example:
         >>> class_groups(5, 2, None, shuffle=False, seed=0, name="toy")
         ((0, 1, 2), (3, 4))
+        >>> class_groups(6, 3, None, shuffle=False, seed=0, name="toy", first=4)
+        ((0, 1, 2, 3), (4,), (5,))
         >>> class_groups(5, None, [[4, 0], [1]], shuffle=True, seed=0, name="toy")
         ((0, 4), (1,))
     """
     if classes is not None:
+        if first is not None:
+            raise DataError(f"first is {first}, but classes says which come together: leave first out")
         return _given_groups(available, experiences, classes, name)
     count = count_experiences(experiences, 5)
     if available < count:
         raise DataError(f"source {name!r} has {available} classes, fewer than {count} experiences: ask for at most {available}")
     order = permutation(available, seed=seed, purpose="classes").tolist() if shuffle else list(range(available))
-    return tuple(tuple(sorted(group)) for group in even_groups(order, count))
+    head: list[list[int]] = []
+    if first is not None:
+        if whole_number(first, "first", 1) > available - (count - 1):
+            raise DataError(f"first is {first}: {available} classes leave fewer than one for each of the other {count - 1} experiences")
+        head, order = [order[:first]], order[first:]
+    rest = even_groups(order, count - len(head)) if count > len(head) else ()
+    if first is not None and count == 1 and order:
+        raise DataError(f"first is {first} of {available} classes, and there is no other experience for the rest: ask for more experiences")
+    return tuple(tuple(sorted(group)) for group in (*head, *rest))
 
 
 def _given_groups(available: int, experiences: int | None, classes: Sequence[Sequence[int]], name: str) -> tuple[tuple[int, ...], ...]:

@@ -1,0 +1,1 @@
+"""Protocols: how tasks arrive when they are made from a source. One module for each kind."""
