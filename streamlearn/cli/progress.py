@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamlearn.cli.text import say
 from streamlearn.core.sampling import batches_per_epoch
-from streamlearn.results.matrix import main_metric, matrix_of
+from streamlearn.results.matrix import entries_of, main_metric
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["experience_line", "fraction_done", "progress"]
 
-_SHOWN = 10  # experiences of which each accuracy is shown
+_SHOWN = 10  # evaluation sets of which each accuracy is shown
 _EVERY = 0.1  # seconds between two movements of the bar
 
 
@@ -100,10 +100,13 @@ def _measured(run: Run, trained: int, total: int) -> str:
     if not fresh:
         return "not evaluated"
     metric = main_metric(fresh)
-    row = [float(value) for value in matrix_of(fresh, total, metric)[trained]]
-    percent = metric == "accuracy"
-    values = " ".join(f"{_number(value, percent):>5}" for value in row) if total <= _SHOWN else f"... {_number(row[trained - 1], percent)}"
-    known = [value for value in row[:trained] if not math.isnan(value)]
+    sets, percent = len(run.stream.sets), metric == "accuracy"
+    entries = entries_of(fresh, total, sets, metric)
+    row = [entries.get((trained, j), math.nan) for j in range(sets)]
+    newest = run.stream.sets_of(trained - 1)[-1]
+    values = " ".join(f"{_number(value, percent):>5}" for value in row) if sets <= _SHOWN else f"... {_number(row[newest], percent)}"
+    learnt = run.stream.learnt_after
+    known = [value for value, after in zip(row, learnt, strict=True) if after <= trained and not math.isnan(value)]
     mean = _number(math.fsum(known) / len(known), percent) if known else "-"
     return f"{metric}{' %' if percent else ''} {values}, mean so far {mean}"
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streamlearn.errors import ConfigurationError
+from streamlearn.results.layout import Layout
 from streamlearn.results.measure import Matrix
 from streamlearn.results.panels import curves, heat_map
 
@@ -23,14 +24,24 @@ if TYPE_CHECKING:
 __all__ = ["compare_figure", "matrix_figure", "to_svg"]
 
 
-def matrix_figure(matrix: Matrix, names: Sequence[str], *, title: str, quantity: str = "accuracy") -> Figure:
-    """The matrix as a heat map, and beside it the curve of each experience over time.
+def matrix_figure(
+    matrix: Matrix,
+    names: Sequence[str],
+    *,
+    title: str,
+    quantity: str = "accuracy",
+    learnt: Sequence[int] | None = None,
+    sets: Sequence[str] | None = None,
+) -> Figure:
+    """The matrix as a heat map, and beside it the curve of each evaluation set over time.
 
     Args:
-        matrix: shape ``(T + 1, T)``, NaN where undefined.
+        matrix: shape ``(T + 1, S)``, NaN where undefined.
         names: of the ``T`` experiences; may be empty.
         title: what was run.
         quantity: what the entries are; accuracies get axes from 0 to 1.
+        learnt: for each of the ``S`` evaluation sets, after how many experiences it has been learnt; ``None`` for 1..T.
+        sets: names of the evaluation sets; ``None`` for those of the experiences.
 
     Example:
         >>> figure = matrix_figure(np.array([[0.5, 0.5], [1.0, 0.5], [0.6, 0.8]]), ["a", "b"], title="demo")
@@ -39,14 +50,14 @@ def matrix_figure(matrix: Matrix, names: Sequence[str], *, title: str, quantity:
     """
     from matplotlib.figure import Figure
 
-    limits = _limits([matrix], quantity)
+    limits, layout = _limits([matrix], quantity), Layout.of(matrix, names, learnt, sets)
     with _house_style():
         figure = Figure(figsize=(12.5, 5.2), layout="constrained")
         left, right = figure.subplots(1, 2)
-        image = heat_map(left, matrix, names, quantity, limits=limits)
-        left.set_title("outlined: the experience just trained", fontsize=10)
+        image = heat_map(left, matrix, layout, quantity, limits=limits)
+        left.set_title(f"outlined: {layout.marked}", fontsize=10)
         _scale(figure, image, [left], quantity)
-        curves(right, matrix, names, quantity, limits=limits)
+        curves(right, matrix, layout, quantity, limits=limits)
         figure.suptitle(title)
     return figure
 
@@ -68,17 +79,21 @@ def compare_figure(results: Mapping[str, Result]) -> Figure:
     if len(quantities) > 1:
         raise ConfigurationError(f"runs measured by different metrics cannot share a scale: {', '.join(quantities)}; compare them apart")
     matrices = {name: result.matrix(metric=quantities[0]) for name, result in results.items()}
+    layouts = {
+        name: Layout(result.learnt_after, result.experiences, result.experience_names, result.set_names) for name, result in results.items()
+    }
     limits = _limits(list(matrices.values()), quantities[0])
     with _house_style():
         figure = Figure(figsize=(5.2 * len(results) + 1.0, 9.0), layout="constrained")
         grid = figure.subplots(2, len(results), squeeze=False)
         for column, (name, result) in enumerate(results.items()):
-            image = heat_map(grid[0, column], matrices[name], result.experience_names, quantities[0], limits=limits)
+            image = heat_map(grid[0, column], matrices[name], layouts[name], quantities[0], limits=limits)
             grid[0, column].set_title(_headline(name, result))
-            curves(grid[1, column], matrices[name], result.experience_names, quantities[0], limits=limits)
+            curves(grid[1, column], matrices[name], layouts[name], quantities[0], limits=limits)
         _scale(figure, image, list(grid[0]), quantities[0])
         streams = dict.fromkeys(result.stream_name for result in results.values())
-        figure.suptitle(f"{', '.join(streams)}: {', '.join(results)}\n(outlined: the experience just trained)")
+        marked = dict.fromkeys(layout.marked for layout in layouts.values())
+        figure.suptitle(f"{', '.join(streams)}: {', '.join(results)}\n(outlined: {' or '.join(marked)})")
     return figure
 
 

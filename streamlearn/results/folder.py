@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,18 @@ def problem_of(description: Mapping[str, Any]) -> str | None:
     experiences = stream.get("experiences")
     if not isinstance(experiences, int) or isinstance(experiences, bool) or experiences < 1:
         return "lacks the number of experiences, an integer of at least 1 under stream.experiences"
+    if "learnt_after" in stream and not _is_learnt_after(stream["learnt_after"], experiences):
+        return (
+            "does not say when its evaluation sets are learnt: stream.learnt_after must be a list with an integer "
+            f"from 1 to {experiences} for each evaluation set, not {reprlib.repr(stream['learnt_after'])}"
+        )
     return None
+
+
+def _is_learnt_after(found: object, experiences: int) -> bool:
+    if not isinstance(found, list) or not found:
+        return False
+    return all(isinstance(after, int) and not isinstance(after, bool) and 1 <= after <= experiences for after in found)
 
 
 def title_of(description: Mapping[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from streamlearn.errors import RunFolderError, UnknownNameError
 from streamlearn.results.measure import Matrix
 
 __all__ = [
+    "entries_of",
+    "experience_names",
     "final_row_is_measured",
     "is_class_incremental",
     "main_metric",
@@ -41,8 +44,20 @@ def main_metric(events: Iterable[Event], task: str | None = None) -> str:
     return "accuracy" if "accuracy" in names or not names else str(names[0])
 
 
-def matrix_of(events: Iterable[Event], experiences: int, metric: str, task: str | None = None) -> Matrix:
-    """The matrix of ``metric``, shape ``(experiences + 1, experiences)``, NaN where undefined or not measured.
+def matrix_of(events: Iterable[Event], experiences: int, sets: int, metric: str, task: str | None = None) -> Matrix:
+    """The matrix of ``metric``, shape ``(experiences + 1, sets)``, NaN where undefined or not measured; see `entries_of`.
+
+    Raises:
+        UnknownNameError, RunFolderError: as `entries_of`.
+    """
+    matrix = np.full((experiences + 1, sets), np.nan)
+    for place, value in entries_of(events, experiences, sets, metric, task).items():
+        matrix[place] = value
+    return matrix
+
+
+def entries_of(events: Iterable[Event], experiences: int, sets: int, metric: str, task: str | None = None) -> dict[tuple[int, int], float]:
+    """The measured entries of the matrix of ``metric``, by row and column; NaN where undefined.
 
     An entry is the mean over the tasks of the evaluation set that are measured by ``metric``, or the value of ``task`` alone.
     A task without a value makes the mean undefined. The last event about an entry counts.
@@ -58,32 +73,42 @@ def matrix_of(events: Iterable[Event], experiences: int, metric: str, task: str 
     values: dict[tuple[int, int], dict[str, float]] = {}
     for event in entries:
         if event["metric"] == metric and task in (None, event["task"]):
-            place = _place(event, experiences)
+            place = _place(event, experiences, sets)
             values.setdefault(place, {})[event["task"]] = np.nan if event["value"] is None else float(event["value"])
-    matrix = np.full((experiences + 1, experiences), np.nan)
-    for place, by_task in values.items():
-        named = [value for name, value in by_task.items() if name]  # a metric over the whole set has no task
-        matrix[place] = np.mean(named or list(by_task.values()))
-    return matrix
+    return {place: _mean_over_tasks(by_task) for place, by_task in values.items()}
 
 
-def _place(event: Event, experiences: int) -> tuple[int, int]:
+def _mean_over_tasks(by_task: Mapping[str, float]) -> float:
+    named = [value for name, value in by_task.items() if name]  # a metric over the whole set has no task
+    return float(np.mean(named or list(by_task.values())))
+
+
+def _place(event: Event, experiences: int, sets: int) -> tuple[int, int]:
     row, column = int(event["trained"]), int(event["set"])
-    if not (0 <= row <= experiences and 0 <= column < experiences):
+    if not (0 <= row <= experiences and 0 <= column < sets):
+        said = f"{experiences} experiences" if sets == experiences else f"{experiences} experiences and {sets} evaluation sets"
         raise RunFolderError(
             f"the record measures evaluation set {column} after {row} experiences, but the run description says "
-            f"{experiences} experiences: the files are of different runs"
+            f"{said}: the files are of different runs"
         )
     return row, column
 
 
-def set_names(events: Iterable[Event], experiences: int) -> tuple[str, ...]:
-    """A name for each experience, as far as the record knows one; otherwise empty."""
-    names = [""] * experiences
-    for event in events:
-        number = event.get("set") if event["event"] == "evaluation" else event.get("index") if event["event"] == "experience" else None
-        if number is not None and number < experiences and not names[number]:
-            names[number] = str(event.get("set_name") or event.get("name") or "")
+def experience_names(events: Iterable[Event], experiences: int) -> tuple[str, ...]:
+    """The name of each experience that the record knows; otherwise empty."""
+    return _names(((event.get("index"), event.get("name")) for event in events if event["event"] == "experience"), experiences)
+
+
+def set_names(events: Iterable[Event], sets: int) -> tuple[str, ...]:
+    """The name of each evaluation set that the record knows; otherwise empty."""
+    return _names(((event.get("set"), event.get("set_name")) for event in events if event["event"] == "evaluation"), sets)
+
+
+def _names(told: Iterable[tuple[int | None, str | None]], count: int) -> tuple[str, ...]:
+    names = [""] * count
+    for number, name in told:
+        if number is not None and number < count and not names[number]:
+            names[number] = str(name or "")
     return tuple(names)
 
 
@@ -92,23 +117,36 @@ def trained_experiences(events: Iterable[Event]) -> int:
     return len({event["index"] for event in events if event["event"] == "experience"})
 
 
-def final_row_is_measured(events: Iterable[Event], experiences: int) -> bool:
+def final_row_is_measured(events: Iterable[Event], experiences: int, sets: int) -> bool:
     """Whether every evaluation set was evaluated after the last experience; the value may be undefined."""
-    return {event["set"] for event in rows_of_matrix(events) if event["trained"] == experiences} == set(range(experiences))
+    return {event["set"] for event in rows_of_matrix(events) if event["trained"] == experiences} == set(range(sets))
 
 
-def is_class_incremental(events: Iterable[Event]) -> bool:
-    """Whether an experience after the first brought only classes that a task met earlier had not shown before."""
+def is_class_incremental(events: Iterable[Event], learnt: Sequence[int]) -> bool:
+    """Whether what taught an evaluation set after the first brought only classes that a task met earlier had not shown before.
+
+    ``learnt`` says after how many experiences each evaluation set has been learnt. The experiences up to there count as one: a
+    chunk of a few rows that happens to have only new classes does not make a stream class-incremental.
+    """
     seen: dict[str, set[int]] = {}
-    for event in events:
-        if event["event"] != "experience":
-            continue
-        for task, classes in event.get("classes", {}).items():
+    for met in _classes_by_set(events, sorted(learnt)):
+        for task, classes in met.items():
             earlier = seen.setdefault(task, set())
             if earlier and classes and earlier.isdisjoint(classes):
                 return True
             earlier.update(classes)
     return False
+
+
+def _classes_by_set(events: Iterable[Event], learnt: Sequence[int]) -> Iterable[dict[str, set[int]]]:
+    """The classes of each task that were taught until each evaluation set had been learnt, since the one before."""
+    groups: dict[int, dict[str, set[int]]] = {}
+    for event in events:
+        if event["event"] == "experience":
+            met = groups.setdefault(bisect_right(learnt, event["index"]), {})
+            for task, classes in event.get("classes", {}).items():
+                met.setdefault(task, set()).update(classes)
+    return [groups[number] for number in sorted(groups)]
 
 
 def undefined_reasons(events: Iterable[Event], metric: str) -> Sequence[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,14 +48,16 @@ class Measure:
         return f"{type(self).__name__}({self.name} {text})"
 
 
-def checked(matrix: ArrayLike) -> Matrix:
-    """``matrix`` as an array of shape ``(T + 1, T)`` with entries in [0, 1] or NaN.
+def checked(matrix: ArrayLike, learnt: Sequence[int] | None = None) -> Matrix:
+    """``matrix`` as an array with entries in [0, 1] or NaN, of shape ``(T + 1, T)``; of ``(T + 1, len(learnt))`` when that is given.
 
     Raises:
-        ConfigurationError: it is something else.
+        ConfigurationError: it is something else, or ``learnt`` has a number outside 1..T.
     """
     r = np.asarray(matrix, dtype=np.float64)
-    if r.ndim != 2 or r.shape[1] < 1 or r.shape[0] != r.shape[1] + 1:
+    if learnt is not None:
+        _check_learnt(r, learnt)
+    elif r.ndim != 2 or r.shape[1] < 1 or r.shape[0] != r.shape[1] + 1:
         raise ConfigurationError(
             f"an accuracy matrix has the shape (experiences + 1, experiences), this one has {r.shape}: "
             "the first row holds the accuracies before any training (NaN when they were not measured)"
@@ -65,6 +67,19 @@ def checked(matrix: ArrayLike) -> Matrix:
         i, j = (int(place) for place in wrong[0])
         raise ConfigurationError(f"accuracies lie in [0, 1], but R[{i}, {j}] is {float(r[i, j])}: divide percentages by 100")
     return r
+
+
+def _check_learnt(r: Matrix, learnt: Sequence[int]) -> None:
+    if r.ndim != 2 or not learnt or r.shape[0] < 2 or r.shape[1] != len(learnt):
+        raise ConfigurationError(
+            f"an accuracy matrix has the shape (experiences + 1, evaluation sets), this one has {r.shape} and learnt names "
+            f"{len(learnt)} evaluation sets: give one number for each column"
+        )
+    strange = next((after for after in learnt if not 1 <= after < len(r)), None)
+    if strange is not None:
+        raise ConfigurationError(
+            f"an evaluation set cannot be learnt after {strange} of {len(r) - 1} experiences: give numbers from 1 to {len(r) - 1} in learnt"
+        )
 
 
 def rows(r: Matrix) -> NDArray[np.intp]:
@@ -87,15 +102,30 @@ def just_trained(r: Matrix, *, before: bool = False) -> Mask:
     return np.asarray(rows(r) == columns(r) + (0 if before else 1))
 
 
-def measure(name: str, formula: str, source: str, r: Matrix, *, needed: Mask, terms: Callable[[], ArrayLike], least: int = 1) -> Measure:
-    """The `Measure` of the mean of ``terms()``, or an undefined one when there are too few experiences or a ``needed`` entry is missing."""
-    experiences = r.shape[1]
-    if experiences < least:
-        return Measure(name, None, formula, source, f"it needs at least {least} experiences, this run has {experiences}")
+def measure(
+    name: str,
+    formula: str,
+    source: str,
+    r: Matrix,
+    *,
+    needed: Mask,
+    terms: Callable[[], ArrayLike],
+    least: int = 1,
+    after: Sequence[int] | None = None,
+) -> Measure:
+    """The `Measure` of the mean of ``terms()``, or an undefined one when there are too few columns or a ``needed`` entry is missing.
+
+    ``after`` says how many experiences had been trained at each row of ``r``; ``None`` for one more at each.
+    """
+    sets = r.shape[1]
+    if sets < least:
+        what = "experiences" if after is None else "evaluation sets"
+        return Measure(name, None, formula, source, f"it needs at least {least} {what}, this run has {sets}")
     missing = np.argwhere(needed & np.isnan(r))
     if len(missing):
-        i, j = missing[0]
-        when = f"after {i} of {experiences} experiences" if i else "before any training"
+        times = range(sets + 1) if after is None else after
+        i, j = times[missing[0][0]], missing[0][1]  # of the matrix of the run, where a reader looks it up
+        when = f"after {i} of {times[-1]} experiences" if i else "before any training"
         return Measure(
             name, None, formula, source, f"it needs R[{i}, {j}], the accuracy on set {j} {when}, which is undefined or not measured"
         )

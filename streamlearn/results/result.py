@@ -12,6 +12,7 @@ from streamlearn.results.compute import as_json, compute
 from streamlearn.results.figure import matrix_figure, to_svg
 from streamlearn.results.files import disk_errors, encode, plain, write_atomically
 from streamlearn.results.folder import FORMAT, claim, problem_of, read_description, title_of
+from streamlearn.results.layout import is_square, one_after_another
 from streamlearn.results.measure import Matrix, Measure
 from streamlearn.results.record import Record
 from streamlearn.results.table import fit, matrix_table, metrics_table
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["Result"]
+
+_ROWS_TAKEN = (
+    "in the metrics, R has the rows before training, after each set but the last has been learnt, and at the end of the stream; "
+    "T is the number of sets"
+)
 
 
 class Result:
@@ -33,7 +39,8 @@ class Result:
         save_checkpoint: writes the trained state into a folder.
 
     Raises:
-        ConfigurationError: ``description`` lacks its format, the stream's name, or its number of experiences.
+        ConfigurationError: ``description`` lacks its format, the stream's name, or its number of experiences; or what it says
+            of when the evaluation sets are learnt is no list of numbers of experiences.
 
     Example:
         >>> record = Record()
@@ -80,9 +87,28 @@ class Result:
         return int(self.description["stream"]["experiences"])
 
     @property
+    def learnt_after(self) -> tuple[int, ...]:
+        """For each evaluation set, after how many experiences it has been learnt: 1, 2, ... when each experience has its own."""
+        return tuple(self.description["stream"].get("learnt_after") or range(1, self.experiences + 1))
+
+    @property
     def experience_names(self) -> tuple[str, ...]:
-        """Name of each experience, empty where the record has none."""
-        return reading.set_names(self.events, self.experiences)
+        """Name of each experience; one not trained yet has that of its own evaluation set, or an empty one."""
+        return self._names[0]
+
+    @property
+    def set_names(self) -> tuple[str, ...]:
+        """Name of each evaluation set; one not measured has that of the experience whose own it is, or an empty one."""
+        return self._names[1]
+
+    @property
+    def _names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        experiences = reading.experience_names(self.events, self.experiences)
+        sets = reading.set_names(self.events, len(self.learnt_after))
+        if not is_square(self.learnt_after, self.experiences):
+            return experiences, sets
+        pairs = list(zip(experiences, sets, strict=True))
+        return tuple(name or other for name, other in pairs), tuple(name or other for other, name in pairs)
 
     @property
     def stream_name(self) -> str:
@@ -96,9 +122,11 @@ class Result:
 
     @property
     def accuracy_matrix(self) -> Matrix:
-        """``R[i, j]``: accuracy in [0, 1] on evaluation set ``j`` after ``i`` experiences, shape ``(experiences + 1, experiences)``.
+        """``R[i, j]``: accuracy in [0, 1] on evaluation set ``j`` after ``i`` experiences, shape ``(experiences + 1, sets)``.
 
-        Row 0 is before any training; a set with several classification tasks has their mean; NaN is undefined or not measured.
+        There are as many evaluation sets as experiences, unless several experiences share one or one has several: column ``j``
+        has been learnt in row ``learnt_after[j]``. Row 0 is before any training; a set with several classification tasks has
+        their mean; NaN is undefined or not measured.
         """
         return self.matrix(metric="accuracy")
 
@@ -112,19 +140,21 @@ class Result:
         Raises:
             UnknownNameError: no such task, or no such metric (of ``task``), was evaluated.
         """
-        return reading.matrix_of(self.events, self.experiences, metric or reading.main_metric(self.events, task), task)
+        metric = metric or reading.main_metric(self.events, task)
+        return reading.matrix_of(self.events, self.experiences, len(self.learnt_after), metric, task)
 
     @property
     def metrics(self) -> dict[str, Measure]:
         """Every metric by name, with its definition; undefined ones say why."""
         metric, trained = self.main_metric, reading.trained_experiences(self.events)
-        new_classes = reading.is_class_incremental(self.events)
-        return compute(self.matrix(metric=metric), metric=metric, trained=trained, class_incremental=new_classes)
+        learnt = self.learnt_after
+        new_classes = reading.is_class_incremental(self.events, learnt)
+        return compute(self.matrix(metric=metric), metric=metric, trained=trained, class_incremental=new_classes, learnt=learnt)
 
     @property
     def is_complete(self) -> bool:
         """Whether every experience was trained and, unless the run never evaluates, every set was evaluated at the end."""
-        measured = reading.final_row_is_measured(self.events, self.experiences)
+        measured = reading.final_row_is_measured(self.events, self.experiences, len(self.learnt_after))
         never = (self.description.get("strategy") or {}).get("evaluate") == "never"
         return reading.trained_experiences(self.events) == self.experiences and (measured or never)
 
@@ -139,15 +169,19 @@ class Result:
 
     def table(self) -> str:
         """What was run, the matrix, why entries are undefined, and the metrics: plain text, at most 100 columns wide."""
-        metric = self.main_metric
+        metric, learnt = self.main_metric, self.learnt_after
         reasons = [f"undefined: {reason}" for reason in reading.undefined_reasons(self.events, metric)]
-        parts = [self.title, matrix_table(self.matrix(metric=metric), self.experience_names, metric), *reasons, metrics_table(self.metrics)]
+        matrix = matrix_table(self.matrix(metric=metric), self.experience_names, metric, learnt=learnt, sets=self.set_names)
+        picked = len(learnt) > 1 and not is_square(learnt, self.experiences) and one_after_another(learnt) and self.is_complete
+        parts = [self.title, matrix, *reasons, *([_ROWS_TAKEN] if picked else []), metrics_table(self.metrics)]
         return "\n\n".join(fit(part) for part in parts)
 
     def figure(self) -> Figure:
-        """A heat map of the matrix and the curve of each experience over time."""
-        metric = self.main_metric
-        return matrix_figure(self.matrix(metric=metric), self.experience_names, title=self.title, quantity=metric)
+        """A heat map of the matrix and the curve of each evaluation set over time."""
+        metric, learnt = self.main_metric, self.learnt_after
+        return matrix_figure(
+            self.matrix(metric=metric), self.experience_names, title=self.title, quantity=metric, learnt=learnt, sets=self.set_names
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``result.json``: plain dicts, lists, numbers and ``None`` (for NaN)."""

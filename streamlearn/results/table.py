@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streamlearn.errors import ConfigurationError
+from streamlearn.results.layout import Layout
 from streamlearn.results.measure import Matrix, Measure
 
 if TYPE_CHECKING:
@@ -21,18 +22,26 @@ __all__ = ["WIDTH", "compare_table", "fit", "matrix_table", "metrics_table"]
 
 WIDTH = 100
 _SHOWN = 10  # columns of a matrix, and one row more; of a longer one the middle is left out
-_CELL = 8  # columns of text for a number
+_CELL = 8  # columns of text for a number, or more where the heading needs it
 _CORNER = "trained so far"
-_KEY = "[ ] the experience just trained    - undefined or not measured"
 
 
-def matrix_table(matrix: Matrix, names: Sequence[str], quantity: str = "accuracy") -> str:
+def matrix_table(
+    matrix: Matrix,
+    names: Sequence[str],
+    quantity: str = "accuracy",
+    *,
+    learnt: Sequence[int] | None = None,
+    sets: Sequence[str] | None = None,
+) -> str:
     """The matrix, rows in time, with brackets around what had just been trained.
 
     Args:
-        matrix: shape ``(T + 1, T)``; accuracies are written as percentages, anything else as it is.
+        matrix: shape ``(T + 1, S)``; accuracies are written as percentages, anything else as it is.
         names: of the ``T`` experiences; may be empty.
         quantity: what the entries are.
+        learnt: for each of the ``S`` evaluation sets, after how many experiences it has been learnt; ``None`` for 1..T.
+        sets: names of the evaluation sets, listed where these are not one for each experience; may be empty or ``None``.
 
     Example:
         >>> print(matrix_table(np.array([[0.5, 0.5], [1.0, 0.5], [0.6, np.nan]]), ["zeros and ones", "twos"]))
@@ -45,21 +54,47 @@ def matrix_table(matrix: Matrix, names: Sequence[str], quantity: str = "accuracy
         after 1: zeros and ones [100.0]   50.0
         after 2: twos             60.0      [-]
     """
-    experiences = matrix.shape[1]
-    percent = quantity == "accuracy"
-    columns, rows = _selection(experiences, _SHOWN), _selection(experiences + 1, _SHOWN + 1)
-    room = WIDTH - _CELL * len(columns)
-    titles = ["..." if i is None else textwrap.shorten(_row_name(i, names), room, placeholder="...") for i in rows]
+    layout = Layout.of(matrix, names, learnt, sets)
+    columns, rows = _selection(len(layout.learnt), _SHOWN), _rows(layout)
+    heads = ["..." if j is None else f"{layout.column} {j + 1}" for j in columns]
+    widths = [max(_CELL, len(head) + 1) for head in heads]
+    titles = ["..." if i is None else textwrap.shorten(_row_name(i, layout.rows), WIDTH - sum(widths), placeholder="...") for i in rows]
     left = max(map(len, [*titles, _CORNER]))
-    lines = [_CORNER.ljust(left) + "".join(f"{'...' if j is None else f'exp. {j + 1}':>{_CELL}}" for j in columns)]
+    lines = [_CORNER.ljust(left) + _line(heads, widths)]
     lines.append("-" * len(lines[0]))
     for title, i in zip(titles, rows, strict=True):
-        shown = ("" if i is None or j is None else _cell(matrix[i, j], just_trained=i == j + 1, percent=percent) for j in columns)
-        lines.append(title.ljust(left) + "".join(f"{cell:>{_CELL}}" for cell in shown))
-    head = [f"{quantity.replace('_', ' ')}{' in %' if percent else ''} on the test rows of each experience", _KEY]
-    if None in columns:
-        head.append(f"{experiences} experiences: the middle ones are left out here, the matrix itself has them all")
-    return "\n".join(line.rstrip() for line in [*head, "", *lines])
+        cells = ["" if i is None or j is None else _cell(matrix[i, j], i == layout.learnt[j], quantity) for j in columns]
+        lines.append(title.ljust(left) + _line(cells, widths))
+    return "\n".join(line.rstrip() for line in [*_head(layout, quantity, rows, columns), "", *lines])
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+
+
+def _rows(layout: Layout) -> list[int | None]:
+    """The rows to show of a long matrix: where the evaluation sets have been learnt, if so few rows say it; or both ends."""
+    telling = sorted({0, *layout.learnt, layout.experiences})
+    if layout.experiences > _SHOWN >= len(telling) - 1:
+        return list(telling)
+    return _selection(layout.experiences + 1, _SHOWN + 1)
+
+
+def _head(layout: Layout, quantity: str, rows: Sequence[int | None], columns: Sequence[int | None]) -> list[str]:
+    """What the numbers are, what the signs mean, and what is left out."""
+    percent = " in %" if quantity == "accuracy" else ""
+    head = [f"{quantity.replace('_', ' ')}{percent} on the test rows of each {layout.belongs_to}"]
+    head.append(f"[ ] {layout.marked}    - undefined or not measured")
+    shown = [f"{j + 1}: {layout.columns[j]}" for j in columns if j is not None and j < len(layout.columns) and layout.columns[j]]
+    if shown and not layout.square:
+        head.append(f"sets: {'; '.join(shown)}")
+    if None in rows:
+        head.append(f"{layout.experiences} experiences: the middle ones are left out here, the matrix itself has them all")
+    elif len(rows) <= layout.experiences:
+        head.append(f"{layout.experiences} experiences: most are left out here, the matrix itself has them all")
+    if None in columns and not layout.square:
+        head.append(f"{len(layout.learnt)} evaluation sets: the middle ones are left out here, the matrix itself has them all")
+    return head
 
 
 def metrics_table(measures: Mapping[str, Measure]) -> str:
@@ -128,8 +163,8 @@ def _row_name(i: int, names: Sequence[str]) -> str:
     return "before training" if i == 0 else f"after {i}: {name}" if name else f"after {i}"
 
 
-def _cell(value: float, *, just_trained: bool, percent: bool) -> str:
-    text = "-" if np.isnan(value) else f"{100 * value:.1f}" if percent else f"{value:.4g}"
+def _cell(value: float, just_trained: bool, quantity: str) -> str:
+    text = "-" if np.isnan(value) else f"{100 * value:.1f}" if quantity == "accuracy" else f"{value:.4g}"
     return f"[{text}]" if just_trained else f"{text} "
 
 

@@ -11,6 +11,8 @@ import pytest
 from streamlearn.cli.build import build
 from streamlearn.cli.progress import experience_line, fraction_done, progress
 from streamlearn.cli.strategy import Strategy, validated
+from streamlearn.results import Result
+from streamlearn.streams import Stream, class_incremental, domain_incremental
 
 
 class Terminal(io.StringIO):
@@ -77,9 +79,43 @@ def test_a_run_that_is_not_evaluated_says_so() -> None:
 
 def test_of_a_long_stream_only_the_newest_accuracy_is_shown() -> None:
     lines = []
-    stream = {"name": "data_incremental", "source": "digits", "experiences": 11}
+    stream = {"name": "domain_incremental", "source": "digits", "experiences": 11}
     engine, built = build(
         tiny(stream=stream, epochs=1), lambda event, run: lines.append(experience_line(run)) if event == "experience" else None
     )
-    engine.run(built)
-    assert "accuracy % ... " in lines[-1]
+    matrix = engine.run(built).accuracy_matrix
+    assert lines[-1].endswith(f"accuracy % ... {100 * matrix[-1, -1]:.1f}, mean so far {100 * matrix[-1].mean():.1f}")
+    assert lines[0].endswith(f"accuracy % ... {100 * matrix[1, 0]:.1f}, mean so far {100 * matrix[1, 0]:.1f}")
+
+
+def lines_of(stream: Stream) -> tuple[list[str], Result]:
+    lines: list[str] = []
+    engine, _ = build(tiny(epochs=1), lambda event, run: lines.append(experience_line(run)) if event == "experience" else None)
+    return lines, engine.run(stream)
+
+
+def test_where_experiences_share_an_evaluation_set_the_mean_is_over_the_sets_that_have_been_learnt() -> None:
+    whole = class_incremental("digits", 2)
+    chunks = Stream(
+        "halves", 4, lambda i: whole[i // 2], whole.evaluation_set, tasks=whole.tasks, input_shape=whole.input_shape,
+        description={}, sets=lambda i: (i // 2,),
+    )  # fmt: skip
+    lines, result = lines_of(chunks)
+    matrix = 100 * result.accuracy_matrix
+    assert matrix.shape == (5, 2)
+    means = ["-", *(f"{matrix[i, 0]:.1f}" for i in (2, 3)), f"{matrix[4].mean():.1f}"]
+    for i, mean in enumerate(means, start=1):
+        assert lines[i - 1].startswith(f"experience {i}/4 ")
+        assert lines[i - 1].endswith(f"accuracy % {matrix[i, 0]:5.1f} {matrix[i, 1]:5.1f}, mean so far {mean}")
+
+
+def test_of_an_experience_with_many_evaluation_sets_the_last_is_shown() -> None:
+    whole = domain_incremental("digits", 11)
+    everything = Stream(
+        "all at once", 1, lambda i: whole[i], whole.evaluation_set, tasks=whole.tasks, input_shape=whole.input_shape,
+        description={}, sets=lambda i: tuple(range(11)),
+    )  # fmt: skip
+    lines, result = lines_of(everything)
+    final = 100 * result.accuracy_matrix[-1]
+    assert lines == [lines[0]]
+    assert lines[0].endswith(f"accuracy % ... {final[-1]:.1f}, mean so far {final.mean():.1f}")

@@ -12,6 +12,10 @@ from streamlearn.results import Record, Result
 
 MATRIX = [[0.1, 0.2, 0.3], [0.9, 0.3, 0.4], [0.7, 1.0, 0.5], [0.5, 0.6, 0.8]]
 
+# six experiences, of which each three share an evaluation set
+ONLINE = [[0.5, 0.4], [0.7, 0.3], [0.8, 0.2], [0.9, 0.5], [0.8, 0.7], [0.2, 0.8], [0.6, 0.7]]
+LEARNT = [3, 6]
+
 
 def description(experiences: int = 3, **changes: Any) -> dict[str, Any]:
     plugins = [{"name": "ewc", "instance": "ewc", "config": {"strength": 0.1}}]
@@ -54,10 +58,13 @@ MakeResult = Callable[..., Result]
 
 @pytest.fixture
 def make_result() -> MakeResult:
-    def make(matrix: Any = MATRIX, *, trained: int | None = None, path: Path | None = None, **changes: Any) -> Result:
+    def make(matrix: Any = MATRIX, *, trained: int | None = None, path: Path | None = None, learnt: Any = None, **changes: Any) -> Result:
         times = Record()
         times.append({"event": "time", "what": "experience", "index": 0, "seconds": 1.5})
-        return Result(description(len(matrix[0]), **changes), fill(Record(path), matrix, trained), times)
+        told = description(len(matrix) - 1, **changes)
+        if learnt is not None:
+            told["stream"]["learnt_after"] = learnt
+        return Result(told, fill(Record(path), matrix, trained), times)
 
     return make
 

@@ -12,7 +12,7 @@ from streamlearn.results import Result, compare_figure, to_svg
 from streamlearn.results.figure import matrix_figure
 from streamlearn.results.panels import _places, _spread
 
-from .conftest import MATRIX, MakeResult, evaluation
+from .conftest import LEARNT, MATRIX, ONLINE, MakeResult, evaluation
 
 
 def texts(figure: Figure, axes: int) -> list[str]:
@@ -48,6 +48,62 @@ def test_lines_are_named_at_their_ends_in_their_colours() -> None:
     for text in lines.texts:
         end = MATRIX[-1][int(text.get_text()[0]) - 1]
         assert text.get_color() == by_end[end]
+
+
+def lines_drawn(figure: Figure) -> list[tuple[list[float], list[float]]]:
+    return [(list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[1].lines]
+
+
+def test_shared_evaluation_sets_are_outlined_and_dotted_where_they_have_been_learnt(make_result: MakeResult) -> None:
+    figure = make_result(ONLINE, learnt=LEARNT).figure()
+    heat, lines = figure.axes[:2]
+    assert [patch.get_xy() for patch in heat.patches] == [(-0.5, 2.5), (0.5, 5.5)]
+    assert heat.get_title() == "outlined: the evaluation set just learnt"
+    assert heat.get_xlabel() == "accuracy on the test rows of evaluation set ..."
+    assert [label.get_text() for label in heat.get_xticklabels()] == ["1: part 0", "2: part 1"]
+    assert [label.get_text() for label in heat.get_yticklabels()] == ["none yet", *(f"{i + 1}: part {i}" for i in range(6))]
+    assert texts(figure, 0) == [f"{100 * value:.0f}" for row in ONLINE for value in row]
+    first, second = [row[0] for row in ONLINE], [row[1] for row in ONLINE]
+    assert lines_drawn(figure) == [
+        ([0, 1, 2, 3], first[:4]), ([3, 4, 5, 6], first[3:]), ([3], [0.9]),
+        ([0, 1, 2, 3, 4, 5, 6], second), ([6], [0.7]), ([6], [0.7]),
+    ]  # fmt: skip
+    assert lines.lines[0].get_linewidth() < lines.lines[1].get_linewidth()
+    assert lines.get_xlim() == (0, 6)
+    assert "the line's evaluation set has just been learnt" in lines.get_xlabel()
+
+
+def test_the_mean_is_over_the_sets_that_have_been_learnt() -> None:
+    rng = np.random.default_rng(0)
+    matrix, learnt = rng.random((21, 9)), [2, 4, 6, 8, 10, 12, 14, 16, 20]
+    mean = lines_drawn(matrix_figure(matrix, [], title="x", learnt=learnt))[-1][1]
+    assert np.isnan(mean[:2]).all()
+    assert mean[2:] == pytest.approx([matrix[i, [after <= i for after in learnt]].mean() for i in range(2, 21)])
+
+
+def test_the_rows_of_a_long_stream_stay_readable() -> None:
+    figure = matrix_figure(np.full((601, 5), 0.5), [""] * 600, title="x", learnt=[120, 240, 360, 480, 600], sets=list("abcde"))
+    figure.savefig(io.BytesIO(), format="png")
+    heat = figure.axes[0]
+    assert [label.get_text() for label in heat.get_xticklabels()] == [f"{j + 1}: {name}" for j, name in enumerate("abcde")]
+    labels = heat.get_yticklabels()
+    assert [label.get_text() for label in labels] == ["none yet", *(str(i) for i in range(50, 601, 50))]
+    boxes = [label.get_window_extent() for label in labels]
+    assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
+    assert texts(figure, 0) == []
+
+
+@pytest.mark.parametrize(("shape", "learnt"), [((2, 3), [1, 1, 1]), ((7, 1), [6]), ((31, 12), [30] * 12)])
+def test_any_number_of_sets_can_be_drawn(shape: tuple[int, int], learnt: list[int]) -> None:
+    figure = matrix_figure(np.full(shape, 0.5), [], title="x", learnt=learnt)
+    assert [patch.get_xy() for patch in figure.axes[0].patches] == [(j - 0.5, i - 0.5) for j, i in enumerate(learnt)]
+    assert to_svg(figure).startswith(b"<?xml")
+
+
+def test_runs_with_and_without_shared_sets_side_by_side(make_result: MakeResult) -> None:
+    figure = compare_figure({"batch": make_result(), "online": make_result(ONLINE, learnt=LEARNT)})
+    assert [len(axes.patches) for axes in figure.axes[:2]] == [3, 2]
+    assert figure.get_suptitle().endswith("(outlined: the experience just trained or the evaluation set just learnt)")
 
 
 def test_undefined_cells_say_so() -> None:

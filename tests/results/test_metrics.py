@@ -17,7 +17,7 @@ from streamlearn.results.metrics import (
     learning_accuracy,
 )
 
-from .conftest import MATRIX
+from .conftest import LEARNT, MATRIX, ONLINE
 
 nan = np.nan
 matrices = st.integers(2, 6).flatmap(lambda t: arrays(np.float64, (t + 1, t), elements=st.floats(0, 1, width=32)))
@@ -139,6 +139,93 @@ def test_an_incomplete_run_has_no_metric() -> None:
 def test_what_is_no_accuracy_has_no_metric() -> None:
     measures = compute([[30.0, 20.0], [1.0, 20.0], [2.0, 1.0]], metric="mean_squared_error")
     assert {measure.reason for measure in measures.values()} == {"it is defined for accuracies, and mean_squared_error is none"}
+
+
+def test_where_experiences_share_an_evaluation_set_the_rows_in_which_one_has_been_learnt_count() -> None:
+    expected = {
+        "average_accuracy": (0.6 + 0.7) / 2,
+        "average_incremental_accuracy": (0.9 + (0.6 + 0.7) / 2) / 2,
+        "forgetting": 0.9 - 0.6,
+        "backward_transfer": 0.6 - 0.9,
+        "forward_transfer": 0.5 - 0.4,
+        "learning_accuracy": (0.9 + 0.7) / 2,
+    }
+    measures = compute(ONLINE, learnt=LEARNT)
+    assert list(measures) == list(expected)
+    for name, value in expected.items():
+        assert float(measures[name]) == pytest.approx(value, abs=1e-15), name
+
+
+def test_the_last_row_is_the_end_of_the_stream_even_when_the_last_set_was_learnt_before() -> None:
+    assert compute(ONLINE, learnt=[3, 5]) == compute(ONLINE, learnt=LEARNT)
+    assert compute([[0.1], [0.9], [0.4]], learnt=[1])["average_accuracy"].value == 0.4
+
+
+@given(matrices)
+def test_with_a_set_for_each_experience_nothing_changes(r: np.ndarray) -> None:
+    assert compute(r, learnt=range(1, len(r))) == compute(r) == {name: function(r) for name, function in METRICS.items()}
+
+
+@given(matrices, st.integers(1, 3))
+def test_rows_between_those_that_count_change_nothing(r: np.ndarray, times: int) -> None:
+    long = np.repeat(r, times, axis=0)[times - 1 :]
+    long[[i for i in range(len(long)) if i % times]] = nan
+    assert compute(long, learnt=[times * (j + 1) for j in range(r.shape[1])]) == compute(r)
+
+
+def test_a_missing_entry_is_named_by_its_place_in_the_matrix_of_the_run() -> None:
+    holed = np.array(ONLINE)
+    holed[3, 0] = nan
+    reason = compute(holed, learnt=LEARNT)["backward_transfer"].reason
+    assert reason == "it needs R[3, 0], the accuracy on set 0 after 3 of 6 experiences, which is undefined or not measured"
+    holed[0, 1] = nan
+    assert "R[0, 1], the accuracy on set 1 before any training" in (compute(holed, learnt=LEARNT)["forward_transfer"].reason or "")
+
+
+def test_one_evaluation_set_for_all_experiences() -> None:
+    measures = compute([[0.25], [0.5], [0.75]], learnt=[2])
+    for name in ("average_accuracy", "average_incremental_accuracy", "learning_accuracy"):
+        assert float(measures[name]) == 0.75
+    for name in ("forgetting", "backward_transfer", "forward_transfer"):
+        assert measures[name].reason == "it needs at least 2 evaluation sets, this run has 1"
+
+
+@pytest.mark.parametrize(
+    ("matrix", "learnt"), [([[0, 0, 0], [0.5, 0.6, 0.7]], [1, 1, 1]), ([[0] * 3, [1] * 3, [0.5, 0.6, 0.7]], [2, 1, 2])]
+)
+def test_of_sets_that_are_learnt_together_or_out_of_order_only_the_average_is_defined(matrix: list[list[float]], learnt: list[int]) -> None:
+    measures = compute(matrix, learnt=learnt)
+    assert float(measures.pop("average_accuracy")) == pytest.approx(0.6)
+    assert {measure.reason for measure in measures.values()} == {"its evaluation sets are not learnt one after another"}
+    assert {measure.value for measure in measures.values()} == {None}
+    assert list(measures) == list(METRICS)[1:]
+    matrix[-1] = [0.5, nan, 0.7]
+    reason = f"it needs R[{len(matrix) - 1}, 1], the accuracy on set 1 after {len(matrix) - 1} of {len(matrix) - 1} experiences"
+    assert reason in (compute(matrix, learnt=learnt)["average_accuracy"].reason or "")
+
+
+def test_a_run_is_complete_when_all_experiences_have_been_trained_not_as_many_as_there_are_sets() -> None:
+    measures = compute(ONLINE, learnt=LEARNT, trained=2)
+    assert {measure.reason for measure in measures.values()} == {"the run is not complete: 2 of 6 experiences have been trained"}
+    together = compute([[0, 0, 0], [1, 1, 1]], learnt=[1, 1, 1], trained=1)
+    assert together["average_accuracy"].value == 1.0
+
+
+@pytest.mark.parametrize("learnt", [[3], [1, 2, 3], []])
+def test_refuses_another_number_of_sets(learnt: list[int]) -> None:
+    with pytest.raises(ConfigurationError, match=rf"this one has \(7, 2\) and learnt names {len(learnt)} evaluation sets: give one number"):
+        compute(ONLINE, learnt=learnt)
+
+
+@pytest.mark.parametrize("strange", [0, 7, -1])
+def test_refuses_sets_that_are_learnt_outside_the_stream(strange: int) -> None:
+    with pytest.raises(ConfigurationError, match=f"cannot be learnt after {strange} of 6 experiences: give numbers from 1 to 6 in learnt"):
+        compute(ONLINE, learnt=[3, strange])
+
+
+def test_percentages_are_refused_in_rows_that_do_not_count_too() -> None:
+    with pytest.raises(ConfigurationError, match=r"R\[1, 0\] is 70\.0: divide percentages by 100"):
+        compute([ONLINE[0], [70.0, 0.3], *ONLINE[2:]], learnt=LEARNT)
 
 
 def test_every_measure_carries_its_definition() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from streamlearn.errors import ConfigurationError, RunFolderError, UnknownNameError
 from streamlearn.results import Record, Result
 
-from .conftest import MATRIX, MakeResult, description, evaluation, experience, fill
+from .conftest import LEARNT, MATRIX, ONLINE, MakeResult, description, evaluation, experience, fill
 
 
 def test_accuracy_matrix_metrics_and_repr(make_result: MakeResult) -> None:
@@ -143,6 +144,14 @@ def test_a_record_of_another_run_is_noticed() -> None:
         ({"format": 2}, "has format 2, and this streamlearn reads up to format 1: upgrade streamlearn"),
         ({"stream": {"experiences": 3}}, "lacks the name of the stream"),
         ({"stream": {"name": "x", "experiences": 0}}, "lacks the number of experiences, an integer of at least 1"),
+        *(
+            (
+                {"stream": {"name": "x", "experiences": 3, "learnt_after": strange}},
+                "does not say when its evaluation sets are learnt: stream.learnt_after must be a list with an integer from 1 to 3 "
+                f"for each evaluation set, not {re.escape(repr(strange))}",
+            )
+            for strange in (None, 3, "1", [], [0, 3], [4], [1.5], [True], ["1"], {"1": 2})
+        ),
     ],
 )
 def test_a_description_that_cannot_be_used(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -151,6 +160,88 @@ def test_a_description_that_cannot_be_used(tmp_path: Path, change: dict[str, Any
     (tmp_path / "run.json").write_text(json.dumps(description(**change)))
     with pytest.raises(RunFolderError, match=message):
         Result.load(tmp_path)
+
+
+def test_experiences_that_share_an_evaluation_set(make_result: MakeResult) -> None:
+    result = make_result(ONLINE, learnt=LEARNT)
+    assert result.accuracy_matrix.tolist() == ONLINE
+    assert result.learnt_after == (3, 6)
+    assert result.is_complete
+    assert result.experience_names == tuple(f"part {i}" for i in range(6))
+    assert result.set_names == ("part 0", "part 1")
+    assert float(result.metrics["forgetting"]) == pytest.approx(0.9 - 0.6)
+    assert result.to_json()["accuracy_matrix"] == ONLINE
+    assert result.to_json()["stream"]["learnt_after"] == LEARNT
+
+
+def test_one_evaluation_set_for_the_whole_stream(make_result: MakeResult) -> None:
+    result = make_result([[0.1], [0.5], [0.7]], learnt=[2])
+    assert result.accuracy_matrix.shape == (3, 1)
+    assert result.is_complete
+    assert float(result.metrics["average_accuracy"]) == 0.7
+    assert result.metrics["forgetting"].reason == "it needs at least 2 evaluation sets, this run has 1"
+
+
+def test_one_experience_with_several_evaluation_sets(make_result: MakeResult) -> None:
+    result = make_result([[0.1, 0.2, 0.3], [0.7, 0.8, 0.9]], learnt=[1, 1, 1])
+    assert result.accuracy_matrix.shape == (2, 3)
+    assert result.is_complete
+    assert (result.experience_names, result.set_names) == (("part 0",), ("part 0", "part 1", "part 2"))
+    assert float(result.metrics["average_accuracy"]) == pytest.approx(0.8)
+    assert result.metrics["forgetting"].reason == "its evaluation sets are not learnt one after another"
+
+
+def test_a_stopped_run_over_shared_evaluation_sets(make_result: MakeResult) -> None:
+    result = make_result(ONLINE, learnt=LEARNT, trained=2)  # as many experiences as there are sets
+    assert not result.is_complete
+    assert "not complete: 2 of 6 experiences trained" in result.title
+    assert np.isnan(result.accuracy_matrix[3:]).all()
+    assert result.experience_names == ("part 0", "part 1", "", "", "", "")
+    result = make_result([*ONLINE[:-1], [0.6]], learnt=LEARNT)
+    assert not result.is_complete
+    assert "the last evaluation is missing" in result.title
+
+
+def test_a_set_is_called_after_its_experience_only_where_it_is_its_own() -> None:
+    for learnt, names in (([1, 2], ("part 0", "")), ([2], ("",))):
+        told = description(2)
+        told["stream"]["learnt_after"] = learnt
+        record = Record()
+        record.append(experience(0))
+        result = Result(told, record)
+        assert (result.experience_names, result.set_names) == (("part 0", ""), names)
+        record.append(evaluation(1, 0, 0.5, set_name="test rows of 0"))
+        assert (result.experience_names[0], result.set_names[0]) == ("part 0", "test rows of 0")
+
+
+def test_a_record_with_more_sets_than_the_description_is_noticed(make_result: MakeResult) -> None:
+    result = make_result(ONLINE, learnt=LEARNT)
+    result.record.append(evaluation(6, 2, 0.5))
+    with pytest.raises(RunFolderError, match="set 2 after 6 experiences, but the run description says 6 experiences and 2 evaluation sets"):
+        _ = result.accuracy_matrix
+
+
+@pytest.mark.parametrize(
+    ("chunks", "undefined"),
+    [([[0], [1], [2], [3]], True), ([[0], [1], [1], [0]], False), ([[0, 1], [2], [2, 3], [3]], False)],
+)
+def test_the_chunks_of_an_evaluation_set_count_as_one_experience(chunks: list[list[int]], undefined: bool) -> None:
+    told, record = description(4), Record()
+    told["stream"]["learnt_after"] = [2, 4]
+    for trained in range(5):
+        record.append(evaluation(trained, 0, 0.5))
+        record.append(evaluation(trained, 1, 0.5))
+        if trained < 4:
+            record.append(experience(trained, classes={"digit": chunks[trained]}))
+    assert (Result(told, record).metrics["forward_transfer"].value is None) is undefined
+
+
+def test_shared_evaluation_sets_are_saved_and_loaded(tmp_path: Path, make_result: MakeResult) -> None:
+    result = make_result(ONLINE, learnt=LEARNT)
+    result.save(tmp_path)
+    loaded = Result.load(tmp_path)
+    assert loaded.learnt_after == (3, 6)
+    assert loaded.table() == result.table()
 
 
 def test_save_and_load(tmp_path: Path, make_result: MakeResult) -> None:

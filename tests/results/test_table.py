@@ -7,7 +7,7 @@ from streamlearn.errors import ConfigurationError
 from streamlearn.results import Result, compare_table, compute
 from streamlearn.results.table import WIDTH, fit, matrix_table, metrics_table
 
-from .conftest import MATRIX, MakeResult
+from .conftest import LEARNT, MATRIX, ONLINE, MakeResult
 
 
 def check_plain(text: str) -> None:
@@ -57,6 +57,69 @@ def test_any_number_of_experiences_fits(experiences: int) -> None:
     assert f"after {experiences}:" in text
     assert f"exp. {experiences}" in text
     assert ("the middle ones are left out" in text) == (experiences > 10)
+
+
+@pytest.mark.parametrize("experiences", [11, 100, 1000, 2000])
+def test_headings_do_not_run_together(experiences: int) -> None:
+    text = matrix_table(np.ones((experiences + 1, experiences)), [])
+    check_plain(text)
+    heading = next(line for line in text.splitlines() if line.startswith("trained so far"))
+    assert heading.split()[-2:] == ["exp.", str(experiences)]
+    assert heading.count(" exp. ") == 8
+
+
+def test_shared_evaluation_sets_are_marked_where_they_have_been_learnt(make_result: MakeResult) -> None:
+    text = make_result(ONLINE, learnt=LEARNT).table()
+    check_plain(text)
+    assert "accuracy in % on the test rows of each evaluation set" in text
+    assert "[ ] the evaluation set just learnt" in text
+    assert "sets: 1: part 0; 2: part 1\n" in text
+    assert "trained so far    set 1   set 2\n" in text
+    assert "after 2: part 1   80.0    20.0\n" in text
+    assert "after 3: part 2  [90.0]   50.0\n" in text
+    assert "after 6: part 5   60.0   [70.0]\n" in text
+    assert text.count("[90.0]") + text.count("[70.0]") == 2
+    assert "T is the number of sets" in " ".join(text.split())
+    assert "exp." not in text
+    assert "left out" not in text
+
+
+def test_what_the_rows_of_the_metrics_are_is_said_only_where_it_is_needed(make_result: MakeResult) -> None:
+    for result in (
+        make_result(),
+        make_result(ONLINE, learnt=LEARNT, trained=3),
+        make_result([[0.1], [0.5], [0.7]], learnt=[2]),
+        make_result([[0.1, 0.2], [0.7, 0.8]], learnt=[1, 1]),
+    ):
+        assert "number of sets" not in " ".join(result.table().split())
+
+
+def test_of_many_experiences_the_rows_that_tell_most_are_shown() -> None:
+    matrix = np.full((601, 5), 0.25)
+    text = matrix_table(matrix, [], learnt=[120, 240, 360, 480, 600])
+    check_plain(text)
+    rows = text.splitlines()[-6:]
+    assert [row.split("  ")[0] for row in rows] == ["before training", *(f"after {i}" for i in (120, 240, 360, 480, 600))]
+    assert [row.split().index("[25.0]") - 2 for row in rows[1:]] == [0, 1, 2, 3, 4]
+    assert "600 experiences: most are left out here, the matrix itself has them all" in text
+
+
+def test_when_those_rows_do_not_fit_both_ends_are_shown() -> None:
+    text = matrix_table(np.ones((41, 20)), [], learnt=range(2, 42, 2))
+    check_plain(text)
+    assert "40 experiences: the middle ones are left out here" in text
+    assert "20 evaluation sets: the middle ones are left out here" in text
+    assert [line.split("  ")[0] for line in text.splitlines()[-11:]] == [
+        "before training", *(f"after {i}" for i in range(1, 5)), "...", *(f"after {i}" for i in range(36, 41)),
+    ]  # fmt: skip
+
+
+def test_sets_learnt_together_and_a_stream_that_goes_on() -> None:
+    together = matrix_table(np.array([[0.0, 0.0, 0.0], [0.5, 0.6, 0.7]]), ["all"], learnt=[1, 1, 1], sets=["a", "", "c"])
+    assert together.splitlines()[-1] == "after 1: all     [50.0]  [60.0]  [70.0]"
+    assert "sets: 1: a; 3: c\n" in together
+    longer = matrix_table(np.full((31, 1), 0.5), [], learnt=[20])
+    assert [line.split()[-1] for line in longer.splitlines()[-3:]] == ["50.0", "[50.0]", "50.0"]
 
 
 def test_markup_in_names_is_text(make_result: MakeResult) -> None:
