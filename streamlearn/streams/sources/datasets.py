@@ -12,7 +12,8 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from streamlearn.errors import DataError
 from streamlearn.streams.data import Columns, Source
-from streamlearn.streams.sources.reading import Pairs, Workers, read_rows
+from streamlearn.streams.sources.files import at_least
+from streamlearn.streams.sources.reading import Kind, Pairs, Workers, read_rows
 from streamlearn.streams.sources.tensors import TensorSource
 
 __all__ = ["DatasetSource", "dataset_source", "known_targets"]
@@ -46,7 +47,8 @@ class DatasetSource:
         workers: processes that read rows, at least 0; 0 reads in this process.
 
     Raises:
-        DataError: the data set is empty or not map-style, or a row cannot be read or is no such pair.
+        DataError: the data set is empty or not map-style, its ``len()`` fails, ``workers`` is out of its range, or a row cannot be
+            read, is no such pair, differs from the first in shape or type, or holds values that are not finite.
 
     Example:
         >>> pairs = [(torch.full((2,), float(i)), i % 3) for i in range(6)]
@@ -58,17 +60,16 @@ class DatasetSource:
     def __init__(self, dataset: Dataset[Any], name: str, *, workers: int = 0) -> None:
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
             raise DataError(f"the {type(dataset).__name__} of source {name!r} is not map-style: give one with __len__ and __getitem__")
-        if workers < 0:
-            raise DataError(f"source {name!r} has workers={workers}: give 0 or more")
+        at_least(workers, 0, f"source {name!r} has workers")
         self.name = name
         self.class_names = _class_names(dataset)
         self._dataset = dataset
-        self._length = len(dataset)
+        self._length = _length(dataset, name)
         if self._length == 0:
             raise DataError(f"source {name!r} has no rows: give at least one")
         first = read_rows(dataset, name, [0], None)
-        self._input_shape = tuple(first.x.shape[1:])
-        self._reader = Workers(dataset, name, self._input_shape, workers) if workers else None
+        self._kind = Kind.of(first.x[0], first.y[0])
+        self._reader = Workers(dataset, name, self._kind, workers) if workers else None
         found = known_targets(dataset)
         trusted = found is not None and self._agrees(found)
         self.targets: Mapping[str, Tensor] = {"y": found if trusted and found is not None else self._read_targets()}
@@ -76,7 +77,7 @@ class DatasetSource:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input."""
-        return self._input_shape
+        return self._kind.x_shape
 
     def __len__(self) -> int:
         return self._length
@@ -96,18 +97,20 @@ class DatasetSource:
         """SHA-256 of the targets, the number of rows and the shape of the inputs.
 
         Not of the inputs: a data set that augments at random never gives the same ones twice, and reading all of them only
-        to name them would cost an epoch.
+        to name them would cost an epoch. A data set that can tell its content otherwise does so in a method ``fingerprint()``.
         """
         column = self.targets["y"]
         digest = hashlib.sha256(f"{len(self)} {self.input_shape} {column.dtype} {tuple(column.shape)}".encode())
+        if callable(own := getattr(self._dataset, "fingerprint", None)):
+            digest.update(str(own()).encode())
         digest.update(column.contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def _fetch(self, index: Tensor) -> Pairs:
         rows = index.tolist()
         if not rows:
-            return Pairs(torch.empty(0, *self._input_shape), torch.empty(0))
-        return self._reader.read(rows) if self._reader else read_rows(self._dataset, self.name, rows, self._input_shape)
+            return Pairs(torch.empty(0, *self._kind.x_shape, dtype=self._kind.x_type), torch.empty(0))
+        return self._reader.read(rows) if self._reader else read_rows(self._dataset, self.name, rows, self._kind)
 
     def _agrees(self, found: Tensor) -> bool:
         """Whether targets found beside the rows are those *in* the rows; a transform of targets may sit between them."""
@@ -119,6 +122,16 @@ class DatasetSource:
     def _read_targets(self) -> Tensor:
         column = torch.cat([self._fetch(rows).y for rows in torch.split(torch.arange(len(self)), _CHUNK)])
         return column if column.is_floating_point() else column.long()
+
+
+def _length(dataset: Any, name: str) -> int:
+    try:
+        return len(dataset)
+    except Exception as error:  # whatever a foreign __len__ may raise
+        raise DataError(
+            f"len() of the {type(dataset).__name__} of source {name!r} fails ({type(error).__name__}: {error}): it must give a whole "
+            "number of at least 1"
+        ) from error
 
 
 def known_targets(dataset: Any) -> Tensor | None:

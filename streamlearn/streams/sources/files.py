@@ -1,72 +1,119 @@
-"""Data sets read from files that the user has, in the layout that torchvision uses, below ``$STREAMLEARN_DATA``."""
+"""Finding files that the user has, in the layout that torchvision uses, and reading the formats in which images come."""
 
 from __future__ import annotations
 
-import functools
 import gzip
 import math
 import os
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from streamlearn.errors import DataError
-from streamlearn.streams.sources.tensors import TensorSource
+from streamlearn.errors import ConfigurationError, DataError, MissingExtraError
 
-__all__ = ["fashion_mnist", "mnist", "read_idx", "usps"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
-_GARMENTS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+__all__ = ["DataFolder", "at_least", "checked_labels", "read_idx", "read_image"]
+
+_VARIABLE = "STREAMLEARN_DATA"
 
 
-def mnist() -> tuple[TensorSource, TensorSource]:
-    """``"mnist"``: 60,000 training and 10,000 test images of handwritten digits, x ``(rows, 1, 28, 28)`` in [0, 1].
+@dataclass(frozen=True, slots=True)
+class DataFolder:
+    """Where the files of a named source belong; make it with `DataFolder.of`.
 
-    Source: LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition", 1998.
-
-    Raises:
-        DataError: a file is missing or damaged.
+    Args:
+        source: what messages call the source.
+        path: an existing folder, absolute.
+        call: what downloads the files, such as ``"MNIST({root}, download=True)"`` of ``torchvision.datasets``.
     """
-    return _load("mnist", "MNIST", (), _root("mnist", "MNIST"))
 
+    source: str
+    path: Path
+    call: str
 
-def fashion_mnist() -> tuple[TensorSource, TensorSource]:
-    """``"fashion-mnist"``: 60,000 training and 10,000 test images of garments, x ``(rows, 1, 28, 28)`` in [0, 1].
+    @classmethod
+    def of(cls, source: str, root: object, file: str, call: str) -> DataFolder:
+        """The folder ``root`` if it is given, else the one that ``STREAMLEARN_DATA`` names; ``file`` is one that belongs there.
 
-    Source: Xiao, Rasul and Vollgraf, "Fashion-MNIST", 2017, arXiv:1708.07747.
+        Raises:
+            ConfigurationError: ``root`` is no text.
+            DataError: neither is given, or there is no such folder.
 
-    Raises:
-        DataError: a file is missing or damaged.
-    """
-    return _load("fashion-mnist", "FashionMNIST", _GARMENTS, _root("fashion-mnist", "FashionMNIST"))
+        Example:
+            >>> DataFolder.of("mnist", "/no/such/folder", "MNIST/raw/train-images-idx3-ubyte", "MNIST({root}, download=True)")
+            Traceback (most recent call last):
+            streamlearn.errors.DataError: source 'mnist' looks for its files in /no/such/folder (given as root), which is no folder: ...
+        """
+        if root is not None and not isinstance(root, (str, os.PathLike)):
+            raise ConfigurationError(f"source {source!r} has root={root!r}: give the name of a folder, in double quotes if need be")
+        named = os.environ.get(_VARIABLE, "") if root is None else os.fspath(root)
+        cure = f"laid out as torchvision does, e.g. by torchvision.datasets.{call.format(root='root')}"
+        if not named:
+            raise DataError(
+                f"source {source!r} needs the file {file} below the folder {_VARIABLE}, which is not set: set {_VARIABLE}, or the option "
+                f"root, to a folder {cure}"
+            )
+        path = Path(named).expanduser().resolve()
+        if not path.is_dir():
+            given = _VARIABLE if root is None else "root"
+            raise DataError(
+                f"source {source!r} looks for its files in {path} (given as {given}), which is no folder: name an existing one, {cure}"
+            )
+        return cls(source, path, call)
 
+    def find(self, *places: str) -> Path:
+        """The first of ``places``, below the folder, that is a file.
 
-@functools.cache
-def usps() -> tuple[TensorSource, TensorSource]:
-    """``"usps"``: 7,291 training and 2,007 test images of handwritten digits, x ``(rows, 1, 16, 16)`` in [0, 1].
-
-    Source: Hull, "A database for handwritten text recognition research", 1994; the files of the LIBSVM collection.
-
-    Raises:
-        DataError: a file is missing or damaged.
-    """
-    from sklearn.datasets import load_svmlight_file
-
-    root, sources = _root("usps", "USPS", "usps.bz2"), []
-    for file, name in (("usps.bz2", "usps"), ("usps.t.bz2", "usps/test")):
-        found = next((path for path in (root / "USPS" / file, root / file) if path.is_file()), None)
+        Raises:
+            DataError: none is.
+        """
+        found = self.search(*places)
         if found is None:
-            raise DataError(f"source 'usps' needs the file {file}, which is neither in {root / 'USPS'} nor in {root}: {_cure('USPS')}")
-        try:
-            rows, labels = load_svmlight_file(str(found), n_features=256)
-        except (OSError, EOFError, ValueError) as error:
-            raise DataError(f"{found} is damaged ({error}): fetch it again") from error
-        # levels from -1 to 1, as bytes, as torchvision keeps them; labels from 1
-        x = torch.from_numpy(((rows.toarray() + 1) / 2 * 255).astype(np.uint8)).view(-1, 1, 16, 16)
-        sources.append(TensorSource(x, {"y": torch.from_numpy(labels.astype(np.int64) - 1)}, name, divide_by=255))
-    return sources[0], sources[1]
+            others = f" (or {' or '.join(places[1:])})" if places[1:] else ""
+            raise DataError(f"source {self.source!r} needs the file {places[0]}{others}, which is not in {self.path}: {self.cure}")
+        return found
+
+    def search(self, *places: str) -> Path | None:
+        """The first of ``places`` that is a file, or ``None``."""
+        return next((path for place in places if (path := self.path / place).is_file()), None)
+
+    @property
+    def cure(self) -> str:
+        """What to do about a file that is not there."""
+        return f"put it there, e.g. by torchvision.datasets.{self.call.format(root=repr(str(self.path)))}"
+
+
+def at_least(value: object, least: int, what: str) -> int:
+    """``value`` if it is a whole number of at least ``least``.
+
+    Raises:
+        DataError: it is not; ``what`` says what it was to be.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise DataError(f"{what}={value!r}: give a whole number of at least {least}")
+    return int(value)
+
+
+def checked_labels(labels: Tensor, classes: int, path: Path, least: int = 0) -> Tensor:
+    """``labels`` as int64, if all of them are numbers from ``least`` to ``classes - 1``.
+
+    Raises:
+        DataError: one is not; its row and the file ``path`` are named.
+    """
+    labels = labels.long()
+    strange = (labels < least) | (labels >= classes)
+    if bool(strange.any()):
+        row = int(strange.nonzero()[0, 0])
+        raise DataError(f"{path} is damaged: label {int(labels[row])} in row {row} is not one of {least} to {classes - 1}; fetch it again")
+    return labels
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
@@ -94,6 +141,8 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     expected = header + math.prod(sizes)
     if len(content) != expected:
         raise DataError(f"{path} is damaged: its header announces {expected} bytes and it has {len(content)}; fetch it again")
+    if expected == header:
+        raise DataError(f"{path} holds nothing (its header announces {' by '.join(map(str, sizes))} values): fetch it again")
     return torch.from_numpy(np.frombuffer(content, dtype=np.uint8, offset=header)).reshape(sizes)
 
 
@@ -113,33 +162,44 @@ def _content(path: Path) -> bytearray:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
-@functools.cache
-def _load(name: str, folder: str, class_names: tuple[str, ...], root: Path) -> tuple[TensorSource, TensorSource]:
-    sources = []
-    for part, source_name in (("train", name), ("t10k", f"{name}/test")):
-        images, labels = (
-            _find(root / folder / "raw", f"{part}-{kind}", name, folder) for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
-        )
-        x = read_idx(images, 3).unsqueeze(1)
-        y = read_idx(labels, 1).long()
-        sources.append(TensorSource(x, {"y": y}, source_name, divide_by=255, class_names=class_names))
-    return sources[0], sources[1]
+def read_image(file: str | Path | BinaryIO, what: str, mode: str, size: int, filtered: str = "BILINEAR") -> NDArray[np.uint8]:
+    """One image, converted and resized to a square with antialiasing.
+
+    Args:
+        file: the file, or its content.
+        what: what messages call it.
+        mode: ``"L"`` (grey, result ``(size, size)``) or ``"RGB"`` (result ``(size, size, 3)``).
+        size: of the result, at least 1.
+        filtered: the name of one of Pillow's filters.
+
+    Raises:
+        DataError: it cannot be read as an image.
+        MissingExtraError: Pillow is not installed.
+    """
+    pillow = _pillow()
+    try:
+        with pillow.open(file) as image:
+            plain = _eight_bits(image, pillow).convert(mode)
+            if plain.size != (size, size):
+                plain = plain.resize((size, size), pillow.Resampling[filtered])
+            return np.array(plain)
+    except Exception as error:  # what a decoder raises on rubbish differs from format to format
+        raise DataError(f"{what} cannot be read as an image ({type(error).__name__}: {error}): replace it") from error
 
 
-def _root(name: str, folder: str, file: str = "raw/train-images-idx3-ubyte") -> Path:
-    root = os.environ.get("STREAMLEARN_DATA", "")
-    if not root:
-        missing = f"{folder}/{file}"
-        raise DataError(f"source {name!r} needs the file {missing} below the folder STREAMLEARN_DATA, which is not set: {_cure(folder)}")
-    return Path(root).expanduser().resolve()
+def _eight_bits(image: Image, pillow: Any) -> Image:
+    """The image in a mode from which conversion loses neither levels (Pillow cuts 16 bits off at 255) nor transparency."""
+    if image.mode.startswith("I"):
+        levels = np.asarray(image).clip(0, 65535) // 257
+        return pillow.fromarray(levels.astype(np.uint8))  # type: ignore[no-any-return]
+    if image.mode == "F":
+        raise ValueError("it holds floating-point levels, of which nobody says what is white")
+    return image.convert("RGBA") if "transparency" in image.info else image
 
 
-def _find(raw: Path, file: str, name: str, folder: str) -> Path:
-    for path in (raw / file, raw / f"{file}.gz"):
-        if path.is_file():
-            return path
-    raise DataError(f"source {name!r} needs the file {file}, which is not in {raw} (nor is {file}.gz): {_cure(folder)}")
-
-
-def _cure(folder: str) -> str:
-    return f"set STREAMLEARN_DATA to a folder laid out as torchvision does, e.g. by torchvision.datasets.{folder}(root, download=True)"
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtraError("reading images", "pillow", "vision") from error
+    return Image

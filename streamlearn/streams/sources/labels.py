@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from streamlearn.errors import DataError
 from streamlearn.streams.data import Source
 
-__all__ = ["class_labels", "class_names"]
+__all__ = ["class_labels", "class_names", "regression_values", "target_columns"]
 
 _CHUNK = 1024
 
@@ -21,9 +23,7 @@ def class_labels(source: Source) -> tuple[str, Tensor]:
     Raises:
         DataError: there is not exactly one column, or it does not hold one integer of at least 0 for each row.
     """
-    columns = getattr(source, "targets", None)
-    if columns is None:
-        columns = _read_columns(source)
+    columns = target_columns(source)
     if len(columns) != 1:
         raise DataError(f"source {source.name!r} has the target columns {', '.join(columns) or 'none'}: give a source with exactly one")
     ((key, column),) = columns.items()
@@ -38,6 +38,26 @@ def class_labels(source: Source) -> tuple[str, Tensor]:
         row = int((column < 0).nonzero()[0, 0])
         raise DataError(f"row {row} of source {source.name!r} has the negative label {int(column[row])} in {key!r}: number classes from 0")
     return key, column
+
+
+def target_columns(source: Source) -> Mapping[str, Tensor]:
+    """All target columns of ``source``; one that does not keep them in an attribute ``targets`` is read once, row by row."""
+    columns = getattr(source, "targets", None)
+    return _read_columns(source) if columns is None else columns
+
+
+def regression_values(source: Source) -> tuple[str, Tensor] | None:
+    """The only target column of ``source`` and its name, if it holds values rather than classes, else ``None``.
+
+    Floats that all are whole numbers are taken for classes that were given in the wrong type, unless the source says otherwise by a true
+    attribute ``regression``.
+    """
+    columns = target_columns(source)
+    if len(columns) != 1:
+        return None
+    ((key, column),) = columns.items()
+    said = getattr(source, "regression", False)
+    return (key, column) if column.is_floating_point() and (said or not bool((column == column.round()).all())) else None
 
 
 def class_names(source: Source, classes: int) -> tuple[str, ...]:

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from streamlearn.errors import DataError
 
-__all__ = ["Pairs", "Workers", "read_rows"]
+__all__ = ["Kind", "Pairs", "Workers", "read_rows"]
 
 
 class Pairs(NamedTuple):
@@ -25,8 +26,32 @@ class Pairs(NamedTuple):
     y: Tensor
 
 
-def read_rows(dataset: Any, name: str, rows: list[int], shape: tuple[int, ...] | None, seed: int | None = None) -> Pairs:
-    """Rows of ``dataset``, in order; with ``seed``, each row's random draws depend on the seed and the row alone."""
+class Kind(NamedTuple):
+    """What all rows of a data set have in common."""
+
+    x_shape: tuple[int, ...]
+    x_type: torch.dtype
+    y_shape: tuple[int, ...]
+    y_floats: bool
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor) -> Kind:
+        """That of one row."""
+        return cls(tuple(x.shape), x.dtype, tuple(y.shape), y.is_floating_point())
+
+    def fits(self, x: Tensor, y: Tensor) -> bool:
+        """Whether a row is of this kind."""
+        alike = x.shape == self.x_shape and x.dtype is self.x_type
+        return alike and y.shape == self.y_shape and y.is_floating_point() is self.y_floats
+
+
+def read_rows(dataset: Any, name: str, rows: list[int], kind: Kind | None, seed: int | None = None) -> Pairs:
+    """Rows of ``dataset``, in order, all of one ``kind``, by default that of the first of them; with ``seed``, each row's random draws
+    depend on the seed and the row alone.
+
+    Raises:
+        DataError: a row does not exist, cannot be read, is no pair ``(x, y)``, is of another kind, or holds values that are not finite.
+    """
     xs, ys = [], []
     for row in rows:
         if seed is not None:
@@ -34,14 +59,26 @@ def read_rows(dataset: Any, name: str, rows: list[int], shape: tuple[int, ...] |
         try:
             pair = dataset[row]
         except Exception as error:
-            raise DataError(f"row {row} of source {name!r} cannot be read: {type(error).__name__}: {error}") from error
+            raise DataError(_why_unread(error, dataset, row, name)) from error
         x, y = _checked_pair(pair, row, name)
-        shape = shape if shape is not None else tuple(x.shape)
-        if tuple(x.shape) != shape:
-            raise DataError(f"row {row} of source {name!r} has shape {tuple(x.shape)} but others have {shape}: bring all to one shape")
+        if kind is None:
+            _refuse_unreadable(x, row, name)
+            kind = Kind.of(x, y)
+        elif not kind.fits(x, y):
+            raise DataError(_how_other(Kind.of(x, y), kind, row, name))
         xs.append(x)
         ys.append(y)
-    return Pairs(torch.stack(xs), torch.stack(ys))
+    pairs = Pairs(torch.stack(xs), torch.stack(ys))
+    for values, what in zip(pairs, ("x", "y"), strict=True):
+        _refuse_not_finite(values, what, rows, name)
+    return pairs
+
+
+def _why_unread(error: Exception, dataset: Any, row: int, name: str) -> str:
+    cause = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, IndexError):
+        return f"source {name!r} has {len(dataset)} rows, says its len(), but row {row} does not exist ({cause}): correct its __len__"
+    return f"row {row} of source {name!r} cannot be read: {cause}"
 
 
 def _checked_pair(pair: Any, row: int, name: str) -> tuple[Tensor, Tensor]:
@@ -52,11 +89,58 @@ def _checked_pair(pair: Any, row: int, name: str) -> tuple[Tensor, Tensor]:
     if not isinstance(x, (Tensor, np.ndarray)):
         raise DataError(f"x in row {row} of source {name!r} is a {type(x).__name__}: give a tensor (for images, transform=ToTensor())")
     try:
-        return torch.as_tensor(x), torch.as_tensor(operator.index(y) if isinstance(y, np.integer) else y)
+        x, y = (
+            torch.as_tensor(_usable(x) if isinstance(x, np.ndarray) else x),
+            torch.as_tensor(operator.index(y) if isinstance(y, np.integer) else y),
+        )
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(
             f"row {row} of source {name!r} holds values that are not numbers ({error}): give tensors and class numbers"
         ) from error
+    return (x.detach(), y.detach()) if x.requires_grad or y.requires_grad else (x, y)
+
+
+def _usable(x: NDArray[Any]) -> NDArray[Any]:
+    """The array as torch can take it, and as float32 if it holds doubles, which numpy chose rather than anybody."""
+    doubles = x.dtype.kind == "f" and x.dtype.itemsize == 8
+    with np.errstate(over="ignore"):  # an overflow becomes infinity, which is refused with its row
+        return np.require(x, np.dtype(np.float32) if doubles else x.dtype.newbyteorder("="), requirements=["C", "W"])
+
+
+def _refuse_unreadable(x: Tensor, row: int, name: str) -> None:
+    """What no model reads: small integers, complex numbers, tensors that lie elsewhere."""
+    if x.device.type != "cpu" or x.layout != torch.strided:
+        where = f"lies on {x.device}" if x.device.type != "cpu" else "is sparse"
+        raise DataError(f"x in row {row} of source {name!r} {where}: give dense tensors on the CPU, batches are moved to the device")
+    if not x.is_floating_point() and x.dtype not in (torch.int32, torch.int64):
+        cure = "torch.view_as_real(x)" if x.is_complex() else "x.float() / 255, or transform=ToTensor(), for images"
+        raise DataError(f"x in row {row} of source {name!r} holds {_called(x.dtype)} values: give floats, for example {cure}")
+
+
+def _how_other(own: Kind, kind: Kind, row: int, name: str) -> str:
+    where = f"row {row} of source {name!r}"
+    if own.x_shape != kind.x_shape:
+        return f"{where} has shape {own.x_shape} but others have {kind.x_shape}: bring all to one shape"
+    if own.x_type != kind.x_type:
+        return f"{where} holds {_called(own.x_type)} values but others hold {_called(kind.x_type)}: bring all to one type"
+    if own.y_shape != kind.y_shape:
+        return f"y in {where} has shape {own.y_shape} but others have {kind.y_shape}: bring all to one shape"
+    mine, others = ("a float", "whole numbers") if own.y_floats else ("a whole number", "floats")
+    return f"y in {where} is {mine} but others are {others}: bring all to one type"
+
+
+def _refuse_not_finite(values: Tensor, what: str, rows: list[int], name: str) -> None:
+    if not values.is_floating_point() or bool(values.sum().isfinite()):
+        return  # a sum costs a twentieth of looking at every value, and is finite only if all of them are
+    if bool(values.isfinite().all()):
+        return  # the sum overflowed
+    place = int((~values.isfinite()).reshape(len(rows), -1).any(1).nonzero()[0, 0])
+    kind = "NaN" if bool(values[place].isnan().any()) else "infinity"
+    raise DataError(f"{what} in row {rows[place]} of source {name!r} holds {kind}: remove or repair such rows")
+
+
+def _called(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
 
 
 class _Failure(NamedTuple):
@@ -69,13 +153,13 @@ class _Failure(NamedTuple):
 class _Rows(Dataset[Any]):
     """The data set as workers see it: asked for ``(rows, seed)``, answers with all these rows."""
 
-    def __init__(self, dataset: Any, name: str, shape: tuple[int, ...]) -> None:
-        self._dataset, self._name, self._shape = dataset, name, shape
+    def __init__(self, dataset: Any, name: str, kind: Kind) -> None:
+        self._dataset, self._name, self._kind = dataset, name, kind
 
     def __getitems__(self, request: tuple[list[int], int]) -> Pairs | _Failure:  # the fetcher's hook for a whole batch
         rows, seed = request
         try:
-            return read_rows(self._dataset, self._name, rows, self._shape, seed)
+            return read_rows(self._dataset, self._name, rows, self._kind, seed)
         except DataError as error:
             return _Failure(str(error), _sendable(error.__cause__))
 
@@ -91,8 +175,8 @@ def _sendable(cause: BaseException | None) -> BaseException | None:
 class Workers:
     """Processes that stay alive between batches; one batch is cut into as many requests as there are processes."""
 
-    def __init__(self, dataset: Any, name: str, shape: tuple[int, ...], workers: int) -> None:
-        rows = _Rows(dataset, name, shape)
+    def __init__(self, dataset: Any, name: str, kind: Kind, workers: int) -> None:
+        rows = _Rows(dataset, name, kind)
         self._requests: list[tuple[list[int], int]] = []
         self._workers = workers
         self._lock = threading.Lock()

@@ -14,7 +14,7 @@ from torch import Tensor
 from streamlearn.errors import DataError
 from streamlearn.streams.data import Columns
 
-__all__ = ["TensorSource"]
+__all__ = ["TensorSource", "as_tensor"]
 
 _CHUNK = 4096
 _INDEX_TYPES = (torch.int32, torch.int64)
@@ -25,7 +25,8 @@ class TensorSource:
     """Rows in memory; a batch is one vectorised gather.
 
     Integer inputs stay integers in memory and become ``float32(x) / divide_by`` in the batch, which with 255 equals
-    torchvision's ``ToTensor`` bit for bit at a quarter of the memory. The tensors given are used as they are, not copied.
+    torchvision's ``ToTensor`` bit for bit at a quarter of the memory. The tensors given are used as they are, and
+    copied only where they are a part of a larger one.
 
     Args:
         x: inputs on the CPU, ``(rows, ...)``: finite floats, or integers.
@@ -54,7 +55,7 @@ class TensorSource:
     ) -> None:
         self.name = name
         self.class_names = tuple(class_names)
-        self._x = _checked_inputs(x.detach(), name, divide_by)
+        self._x = _alone(_checked_inputs(x.detach(), name, divide_by))
         self.targets: Mapping[str, Tensor] = {key: _checked_target(column.detach(), key, x, name) for key, column in targets.items()}
         if not self.targets:
             raise DataError(f"source {name!r} has no targets: give at least one column")
@@ -78,8 +79,8 @@ class TensorSource:
             >>> TensorSource.from_arrays(np.zeros((3, 2)), [0, 1, 0], "arrays").take(torch.tensor([1])).x.dtype
             torch.float32
         """
-        columns = {"y": _as_tensor(y, f"the labels of source {name!r}")}
-        return cls(_as_tensor(x, f"x of source {name!r}"), columns, name, divide_by=divide_by, class_names=class_names)
+        columns = {"y": as_tensor(y, f"the labels of source {name!r}")}
+        return cls(as_tensor(x, f"x of source {name!r}"), columns, name, divide_by=divide_by, class_names=class_names)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -102,9 +103,14 @@ class TensorSource:
     def without_targets(self) -> TensorSource:
         """The same rows under the same name, without targets; always the same object, and the inputs are shared."""
         if self._bare is None:
-            self._bare = copy.copy(self)
-            self._bare.targets, self._bare._fingerprint, self._bare._bare = {}, None, None
+            self._bare = self.with_targets({})
         return self._bare
+
+    def with_targets(self, targets: Mapping[str, Tensor]) -> TensorSource:
+        """The same rows under the same name with other target columns; the inputs are shared."""
+        other = copy.copy(self)
+        other.targets, other._fingerprint, other._bare = dict(targets), None, None
+        return other
 
     def fingerprint(self) -> str:
         """SHA-256 of everything a batch can depend on; computed when first asked for."""
@@ -117,7 +123,12 @@ class TensorSource:
         return self._fingerprint
 
 
-def _as_tensor(values: ArrayLike | Tensor, what: str) -> Tensor:
+def as_tensor(values: ArrayLike | Tensor, what: str) -> Tensor:
+    """``values`` as a tensor; numpy's doubles become float32.
+
+    Raises:
+        DataError: they are no numbers, or of no one shape; ``what`` says which they are.
+    """
     if isinstance(values, Tensor):
         return values
     try:
@@ -130,6 +141,11 @@ def _as_tensor(values: ArrayLike | Tensor, what: str) -> Tensor:
     with np.errstate(over="ignore"):  # an overflow becomes infinity, which is refused with its row
         array = array.astype(native, copy=False)
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
+def _alone(x: Tensor) -> Tensor:
+    """``x``, copied if it is a part of a larger tensor, which may hold the targets beside it."""
+    return x.clone() if x.untyped_storage().nbytes() > x.nbytes else x
 
 
 def _checked_inputs(x: Tensor, name: str, divide_by: float | None) -> Tensor:
