@@ -6,20 +6,26 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 from streamlearn.errors import DataError, UnknownNameError
+from streamlearn.streams.corruptions import KINDS, Corruption
 from streamlearn.streams.data import Source, Transform
-from streamlearn.streams.inputs import Inputs, count_experiences
 from streamlearn.streams.partition import permutation
 
-__all__ = ["Domain", "Permutation", "Resize", "Rotation", "domain_transforms", "transformed_shape"]
+__all__ = [
+    "EXAMPLES", "Domain", "Permutation", "Resize", "Rotation", "check_images", "described_transforms", "family_permutation",
+    "listed_transforms", "named_transform", "transformed_shape",
+]  # fmt: skip
 
 Domain = tuple[str, Transform | None]
 """The name of a domain, and what is done to its inputs (``None``: nothing)."""
+
+EXAMPLES = "'identity', 'rotation/30', 'permutation/7', 'gaussian_noise/3'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +80,11 @@ class Rotation:
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """Images of another size: every new pixel is the mean of the area that it covers.
+    """Images of another size: every new pixel is the mean of the area that it covers. Grey ones may get more channels, all alike.
 
     Args:
         height, width: of the result, in pixels.
+        channels: of the result; ``None`` keeps them.
 
     Example:
         >>> Resize(1, 2)(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])).tolist()
@@ -86,10 +93,12 @@ class Resize:
 
     height: int
     width: int
+    channels: int | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Images ``(rows, channels, ...)``, floating, to ``(rows, channels, height, width)``."""
-        return interpolate(x, (self.height, self.width), mode="area")
+        resized = interpolate(x, (self.height, self.width), mode="area")
+        return resized if self.channels is None else resized.expand(-1, self.channels, -1, -1).contiguous()
 
 
 @functools.lru_cache(maxsize=256)
@@ -105,28 +114,79 @@ def _grid(angle: float, height: int, width: int) -> Tensor:
     return affine_grid(theta, [1, 1, height, width], align_corners=False)
 
 
-def domain_transforms(
-    transform: str | Sequence[Transform], experiences: int | None, inputs: Inputs, *, degrees: float, first_identity: bool
-) -> tuple[Domain, ...]:
-    """The domain of each experience, as `domain_incremental` documents them.
+family_permutation = functools.lru_cache(maxsize=4096)(Permutation)  # one object each: rows of one domain melt into one piece
+
+
+def named_transform(text: str, *, seed: int, severity: float = 3) -> Domain:
+    """The transform that ``text`` names, under its canonical name.
+
+    Args:
+        text: ``"identity"``, ``"rotation/DEGREES"``, ``"permutation/NUMBER"``, or a kind of `Corruption`, alone or ``"KIND/SEVERITY"``.
+        seed: of permutations and of noise.
+        severity: of a corruption that names none.
 
     Raises:
-        DataError: an option is out of its range, or the inputs cannot be transformed so.
         UnknownNameError: no transform is called so.
+        DataError: its number is missing or out of range.
+
+    Example:
+        >>> named_transform("rotation/30.0", seed=0)
+        ('rotation/30', Rotation(angle=30.0))
+        >>> named_transform("contrast", seed=0)
+        ('contrast/3', Corruption(kind='contrast', severity=3, seed=0))
     """
-    if isinstance(degrees, bool) or not isinstance(degrees, (int, float)) or not 0 < degrees <= 360:
-        raise DataError(f"degrees is {degrees!r}: give a number above 0, at most 360")
-    if not isinstance(transform, str):
-        return _given(transform, experiences)
-    count = count_experiences(experiences, 5)
-    if transform == "permutation":
-        kept = 1 if first_identity else 0
-        return tuple((f"permutation/{i}", None if i < kept else Permutation(inputs.seed, i)) for i in range(count))
-    if transform != "rotation":
-        raise UnknownNameError("transform", transform, ["permutation", "rotation"])
-    _check_images(inputs.train.source)
-    angles = [degrees * i / count for i in range(count)]
-    return tuple((f"rotation/{angle:g}", Rotation(angle) if angle else None) for angle in angles)
+    kind, _, number = text.partition("/")
+    if kind not in (*KINDS, "identity", "rotation", "permutation"):
+        raise UnknownNameError("transform", kind, [*KINDS, "identity", "rotation", "permutation"])
+    if kind in KINDS:
+        corruption = Corruption(kind, _number(text, number) if number else severity, seed)
+        return corruption.name, corruption
+    if kind == "identity":
+        return kind, None
+    if kind == "rotation":
+        angle = _number(text, number)
+        return f"rotation/{angle!r}".removesuffix(".0"), Rotation(angle)
+    if not number.isdecimal():
+        raise DataError(f"the transform {text!r} names no permutation: write its number, of at least 0, as in 'permutation/7'")
+    return f"permutation/{int(number)}", family_permutation(seed, int(number))
+
+
+def _number(text: str, number: str) -> float:
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"the transform {text!r} has no number after its name: write one, as in {EXAMPLES}")
+    return value
+
+
+def listed_transforms(listed: Sequence[str | Transform], source: Source, what: str, *, seed: int, severity: float) -> tuple[Domain, ...]:
+    """The domain that each item of ``listed`` makes of ``source``: names as in `named_transform`, and callables.
+
+    Raises:
+        DataError: an item is neither, or ``source`` holds no images where it must; says which ``what`` it is.
+    """
+    found: list[Domain] = []
+    for i, item in enumerate(listed):
+        try:
+            found.append(named_transform(item, seed=seed, severity=severity) if isinstance(item, str) else (f"{what}/{i}", item))
+        except UnknownNameError as error:
+            raise DataError(
+                f"{what} {i} is {item!r}: give callables that map (rows, ...) to (rows, ...), or names such as {EXAMPLES} ({error})"
+            ) from None
+        if not isinstance(item, str) and not callable(item):
+            raise DataError(f"{what} {i} is {item!r}: give callables that map (rows, ...) to (rows, ...), or names such as {EXAMPLES}")
+    imaging = next((name for name, change in found if isinstance(change, (Rotation, Corruption))), None)
+    if imaging is not None:
+        check_images(source, imaging, channels=(1, 3) if any(isinstance(change, Corruption) for _, change in found) else None)
+    return tuple(found)
+
+
+def described_transforms(listed: Sequence[str | Transform], domains: Sequence[Domain]) -> Any:
+    """What a description says of listed transforms: their names, which bring them back, unless the user gave objects."""
+    names = [name for name, _ in domains]
+    return names if all(isinstance(item, str) for item in listed) else {"given by the user": True, "transforms": names}
 
 
 def transformed_shape(domains: Sequence[Domain], source: Source) -> tuple[int, ...]:
@@ -137,10 +197,12 @@ def transformed_shape(domains: Sequence[Domain], source: Source) -> tuple[int, .
     """
     shapes = {source.input_shape: "no transform"} if any(_keeps_shape(change) for _, change in domains) else {}
     foreign = [(name, change) for name, change in domains if change is not None and not _keeps_shape(change)]
-    row = source.take(torch.tensor([0])).x if foreign else None
+    first = torch.tensor([0])
+    row = source.take(first).x if foreign else None
     for name, change in foreign:
         try:
-            shapes.setdefault(tuple(change(row)[0].shape), name)  # type: ignore[arg-type]  # there is a row if there is a transform
+            changed = change(row, first) if getattr(change, "needs_index", False) else change(row)
+            shapes.setdefault(tuple(changed[0].shape), name)
         except Exception as error:
             raise DataError(
                 f"the transform {name!r} fails on inputs of shape {source.input_shape}: {type(error).__name__}: {error}"
@@ -152,26 +214,20 @@ def transformed_shape(domains: Sequence[Domain], source: Source) -> tuple[int, .
 
 
 def _keeps_shape(change: Transform | None) -> bool:
-    return change is None or isinstance(change, (Permutation, Rotation))
+    return change is None or isinstance(change, (Permutation, Rotation, Corruption))
 
 
-def _given(transforms: Sequence[Transform], experiences: int | None) -> tuple[Domain, ...]:
-    if not isinstance(transforms, Sequence) or not transforms:
-        raise DataError(f"transform is {transforms!r}: give 'permutation', 'rotation' or a list of callables, one for each experience")
-    count = count_experiences(experiences, len(transforms))
-    if len(transforms) != count:
-        raise DataError(f"transform lists {len(transforms)} callables but {count} experiences are asked for: leave experiences out")
-    strange = next((i for i, change in enumerate(transforms) if not callable(change)), None)
-    if strange is not None:
-        raise DataError(f"transform {strange} is {transforms[strange]!r}: give callables that map (rows, ...) to (rows, ...)")
-    return tuple((f"transform/{i}", change) for i, change in enumerate(transforms))
+def check_images(source: Source, what: str, *, channels: Sequence[int] | None = None) -> None:
+    """Refuse inputs of ``source`` that are no floating images, of any of the numbers of ``channels`` where given.
 
-
-def _check_images(source: Source) -> None:
+    Raises:
+        DataError: they are not; says that ``what`` needs them.
+    """
     x = source.take(torch.tensor([0])).x
-    if x.dim() != 4 or not x.is_floating_point():
+    if x.dim() != 4 or not x.is_floating_point() or (channels is not None and x.shape[1] not in channels):
         kind = str(x.dtype).removeprefix("torch.")
+        of = "" if channels is None else f" with {' or '.join(map(str, channels))} channels"
         raise DataError(
-            f"rotation needs floating images of shape (channels, height, width), and source {source.name!r} has {kind} inputs of shape "
-            f"{tuple(x.shape[1:])}: reshape them, or use transform='permutation'"
+            f"{what} needs floating images of shape (channels, height, width){of}, and source {source.name!r} has {kind} inputs of shape "
+            f"{tuple(x.shape[1:])}: reshape them, or use permutations"
         )

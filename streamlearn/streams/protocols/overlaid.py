@@ -1,4 +1,4 @@
-"""Several tasks in one experience."""
+"""Two images laid over one another, and a task on each: MultiMNIST (Sabour et al. 2017; Sener and Koltun 2018)."""
 
 from __future__ import annotations
 
@@ -11,57 +11,29 @@ from torch.nn.functional import pad
 from streamlearn.errors import DataError
 from streamlearn.streams.data import Data, Target
 from streamlearn.streams.experience import EvaluationSet, Experience
-from streamlearn.streams.inputs import Inputs, resolve, whole_number
+from streamlearn.streams.inputs import Inputs
 from streamlearn.streams.partition import chunk_edges, permutation
 from streamlearn.streams.sources.tensors import TensorSource
 from streamlearn.streams.stream import Stream
 from streamlearn.streams.task import Task
 
-__all__ = ["multitask"]
+__all__ = ["overlaid"]
 
 
-def multitask(
-    source: Any = "digits",
-    experiences: int = 1,
-    *,
-    shift: int = 2,
-    validation: float = 0.0,
-    target_domain: bool = False,
-    seed: int = 0,
-    test: Any = None,
-    test_fraction: float = 0.2,
-) -> Stream:
-    """Two images laid over one another, and two tasks: which class is at the upper left, and which at the lower right.
-
-    Protocol (after MultiMNIST; Sabour et al. 2017; Sener and Koltun 2018): row i of the stream is the pixelwise maximum of two rows of
-    the source, one at the upper left of a canvas wider by ``shift`` pixels, one at its lower right. Training pairs come from training
-    rows, test pairs from test rows. Rows are spread over experiences at random.
+def overlaid(inputs: Inputs, experiences: int, shift: int, validation: float, target_domain: bool, sides: tuple[str, str]) -> Stream:
+    """The overlays of `streamlearn.streams.multitask`, whose docstring says what its checked arguments mean.
 
     Args:
-        source: single-channel images, named or given as for `class_incremental`.
-        experiences: at least 1.
-        shift: pixels by which the canvas is larger, at least 0.
-        validation: in [0, 1): the fraction of each experience's rows that is kept from training, in role ``validation``.
-        target_domain: also give each experience unlabelled rows of role ``target``: other overlays, washed out: half way to white. The
-            evaluation set then holds overlays of test rows that are made in the same way, labelled, in domain ``target``.
-        seed: at least 0; of the pairs, the order, and the test split.
-        test, test_fraction: what to evaluate on, as in `class_incremental`.
+        inputs: single-channel images of classes.
+        experiences, shift, validation, target_domain: as there.
+        sides: names of the two tasks, that of the image at the upper left first.
 
     Raises:
-        DataError: an argument is out of its range, or the inputs are no single-channel images.
-
-    Example:
-        >>> stream = multitask("digits", 2)
-        >>> [task.name for task in stream[1].tasks], len(stream[0].data["train"])
-        (['left', 'right'], 719)
+        DataError: the inputs are no single-channel images, or validation leaves an experience no row.
     """
-    inputs = resolve(source, test, test_fraction, seed)
-    whole_number(experiences, "the number of experiences", 1)
-    whole_number(shift, "shift", 0)
-    if isinstance(validation, bool) or not 0 <= validation < 1:
-        raise DataError(f"validation is {validation!r}: give a fraction in [0, 1)")
-    tasks = tuple(Task(side, "classification", inputs.classes, inputs.class_names) for side in ("left", "right"))
-    targets = {"left": Target("left"), "right": Target("right")}
+    columns = ("left", "right")
+    tasks = tuple(Task(side, "classification", inputs.classes, inputs.class_names) for side in sides)
+    targets = {side: Target(column) for side, column in zip(sides, columns, strict=True)}
     test_kind, domain = ("test target", "target") if target_domain else ("test", "")
     truth = _overlaid(inputs, test_kind, shift)
     # what training may meet: the labels of target rows stay behind
@@ -91,6 +63,10 @@ def multitask(
         found = Data(truth, torch.arange(len(truth)), tasks, targets, domain=domain)
         return EvaluationSet(i, found, "overlays of the target domain" if target_domain else "overlays")
 
+    described: dict[str, Any] = {
+        "builder": "multitask", **inputs.described, "experiences": experiences, "shift": shift, "validation": validation,
+        "target_domain": bool(target_domain),
+    }  # fmt: skip
     return Stream(
         f"{inputs.name}/multitask",
         experiences,
@@ -98,12 +74,9 @@ def multitask(
         evaluation,
         tasks=tasks,
         input_shape=truth.input_shape,
-        description={
-            "builder": "multitask", **inputs.described, "experiences": experiences, "shift": shift, "validation": float(validation),
-            "target_domain": bool(target_domain),
-        },
+        description=described if sides == columns else {**described, "tasks": list(sides)},
         fingerprints=inputs.fingerprints,
-    )  # fmt: skip
+    )
 
 
 def _overlaid(inputs: Inputs, kind: str, shift: int) -> TensorSource:

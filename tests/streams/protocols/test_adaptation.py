@@ -211,3 +211,117 @@ def test_digits_to_usps() -> None:
     for plugins in ([], [CORAL(strength=10.0)]):
         engine = Engine(models.mlp(stream, (64,)), sgd(lr=0.05), plugins, epochs=8, batch_size=64, evaluate="end")
         assert float(engine.run(stream).accuracy_matrix[-1, 0]) > 0.5
+
+
+# ---------------------------------------------------------------------- several sources, labelled rows of the target
+
+
+def arrays(rows: int, classes: int, shape: tuple[int, ...] = (3,), seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.rand(rows, *shape, generator=torch.Generator().manual_seed(seed)), torch.arange(rows) % classes
+
+
+def named(name: str, *given: Any, **options: Any) -> TensorSource:
+    x, y = arrays(*given, **options)
+    return TensorSource(x, {"y": y}, name)
+
+
+def test_several_sources_are_domains_of_their_own() -> None:
+    stream = adaptation([named("a", 12, 3), named("b", 8, 4, seed=1)], named("c", 10, 2, seed=2))
+    (experience,) = stream
+    train = experience.data["train"]
+    assert [(part.domain, len(part)) for part in train.parts()] == [("a", 12), ("b", 8)]
+    assert train.batch(torch.tensor([0, 15, 3])).domains == ("a", "b")
+    assert stream.name == "a + b to c/adaptation"
+    (task,) = stream.tasks
+    assert (task.size, experience.classes) == (4, {task.name: (0, 1, 2, 3)})
+    assert (len(experience.data["target"]), stream.evaluation(0).data.domain) == (10, "target")
+    with pytest.raises(ConfigurationError, match="built from objects given by the user"):
+        rebuild(stream.description)
+    Engine(models.mlp(stream, (8,)), sgd(), batch_size=5).run(stream)
+
+
+def test_a_source_without_all_classes_says_so() -> None:
+    stream = adaptation((torch.rand(4, 2), torch.tensor([0, 2, 2, 0])), (torch.rand(4, 2), torch.tensor([1, 1, 2, 0])))
+    assert list(stream[0].classes.values()) == [(0, 2)]
+
+
+def test_sources_come_in_the_shape_of_the_first() -> None:
+    first, grey = named("first", 6, 3, shape=(3, 4, 4)), named("grey", 6, 3, shape=(1, 8, 8))
+    stream = adaptation([first, grey], grey_target := named("there", 6, 3, shape=(1, 2, 2)))
+    batch = stream[0].data["train"].batch(torch.tensor([0, 7]))
+    assert batch.x.shape == (2, 3, 4, 4)
+    assert torch.equal(batch.x[1, 0], batch.x[1, 2])
+    target = stream[0].data["target"].batch(torch.tensor([0])).x
+    assert torch.equal(target[0, 1], grey_target.take(torch.tensor([0])).x[0, 0].repeat_interleave(2, 0).repeat_interleave(2, 1))
+
+
+def test_one_source_in_a_list_is_one_source() -> None:
+    assert adaptation(["digits"], "digits")[0].data["train"].parts()[0].domain == "source"
+
+
+@pytest.mark.parametrize("source_free", [False, True])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("several", [False, True])
+def test_labelled_rows_of_the_target_leave_the_others(source_free: bool, count: int, several: bool) -> None:
+    sources = [named("a", 12, 4), named("b", 12, 4, seed=1)] if several else named("a", 12, 4)
+    there = named("there", 20, 3, seed=2)
+    stream = adaptation(sources, there, labelled_target=count, source_free=source_free, seed=3)
+    last = stream[-1]
+    (shown,) = [part for part in last.data["train"].parts() if part.domain == "target"]
+    hidden, truth = last.data["target"], stream.evaluation(len(stream) - 1).data
+    assert torch.bincount(there.targets["y"][shown.indices]).tolist() == [count] * 3
+    assert sorted([*shown.indices.tolist(), *hidden.indices.tolist()]) == list(range(20))
+    assert torch.equal(hidden.indices, truth.indices)
+    assert torch.equal(shown.batch(torch.arange(len(shown))).targets[stream.tasks[0].name], there.targets["y"][shown.indices])
+    rest = shown.source.take(truth.indices).targets["y"]
+    assert not rest.any(), "what is not shown is out of reach"
+    assert not hidden.source.take(torch.arange(3)).targets
+    assert stream.truth(len(stream) - 1) is (truth if source_free else None)
+    assert last.main_role == "train"
+    other = adaptation(sources, there, labelled_target=count, source_free=source_free, seed=4)
+    (drawn,) = [part for part in other[-1].data["train"].parts() if part.domain == "target"]
+    assert drawn.indices.tolist() != shown.indices.tolist()
+    Engine(models.mlp(stream, (8,)), sgd(), batch_size=6).run(stream)
+
+
+def test_labelled_moons_are_built_again() -> None:
+    import json
+
+    stream = adaptation("moons", rows=30, labelled_target=2, seed=5)
+    assert {role: len(data) for role, data in stream[0].data.items()} == {"train": 34, "target": 26}
+    again = rebuild(json.loads(json.dumps(stream.description)))
+    assert again.hash == stream.hash
+    assert torch.equal(again[0].data["target"].indices, stream[0].data["target"].indices)
+    assert stream.hash != adaptation("moons", rows=30, seed=5).hash
+
+
+def test_names_are_told_in_one_way() -> None:
+    assert adaptation("Digits", "digits").hash == adaptation("digits", "Digits").hash
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ([], {}, "source is an empty list: give at least one source domain"),
+        (["digits", "digits"], {}, "two domains are called 'digits': give sources of different names"),
+        ([named("a", 6, 2), named("target", 6, 2)], {}, "two domains are called 'target'"),
+        ([named("a", 6, 2), 3], {}, "a int is no source 1 domain: give the name of a source or a pair"),
+        ([named("a", 6, 2), named("b", 6, 2, shape=(4,))], {}, r"inputs of 'a' have shape \(3,\), of 'b' \(4,\): make them equal"),
+        (named("a", 6, 2), {"labelled_target": 3}, "class 0 of target domain 'there' has 3 rows, and labelled_target is 3: leave"),
+        (named("a", 6, 2), {"labelled_target": -1}, "labelled_target is -1: give a whole number of at least 0"),
+        ([named("a", 6, 1), named("b", 6, 1)], {}, "label 1, but the sources have the classes 0 to 0"),
+    ],
+)
+def test_domains_that_do_not_fit_are_refused(source: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        adaptation(source, named("there", 6, 2), **options)
+
+
+@pytest.mark.data
+@real_data
+def test_two_named_sources_and_labelled_rows_of_digits() -> None:
+    stream = adaptation(["usps", "mnist"], "digits", labelled_target=2)
+    train = stream[0].data["train"]
+    assert [(part.domain, len(part)) for part in train.parts()] == [("usps", 7291), ("mnist", 60000), ("target", 20)]
+    assert (stream.input_shape, len(stream.evaluation(0).data)) == ((1, 16, 16), 1418)
+    assert rebuild(stream.description).hash == stream.hash
