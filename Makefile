@@ -20,7 +20,7 @@ ifeq ($(and $(have),$(filter $(have),$(want))),)
 renew := renew
 endif
 
-.PHONY: help setup run test lint format bench constraints clean renew
+.PHONY: help setup run test lint format docs bench constraints clean renew
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
@@ -46,6 +46,11 @@ lint: $(STAMP)  ## check style, types and the direction of imports
 format: $(STAMP)  ## format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP)  ## write what is generated: the tables of benchmarks and pairs, the pages on streams and their pictures
+	$(BIN)/python docs/streams/make.py
+	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python -m tests.conformance.pairs
 
 bench: $(STAMP)  ## measure the cost of the engine
 	$(BIN)/python benchmarks/engine.py $(ARGS)

@@ -115,9 +115,28 @@ def forwards(figures: dict[str, Any]) -> Iterator[str]:
     yield ""
 
 
+def streams(figures: dict[str, Any]) -> Iterator[str]:
+    yield from ("## What streams cost", "")
+    yield "`python benchmarks/streams.py`: one epoch of an experience with the loader that Avalanche's strategies use, and with the one of the"
+    yield f"engine. CPU time, one thread, the same rows, interleaved. {machine(figures)}."
+    yield from ("", "| experience | ratio | median | quartiles | aim |", "|---|---|---|---|---|")
+    for what, ratios in figures["batches"].items():
+        for name, found in ratios.items():
+            aim = "≥ 10" if name.endswith("/ streamlearn") else ""
+            yield f"| {what} | {name} | **{found['median']:.0f}** | {found['lower']:.0f} to {found['upper']:.0f} | {aim} |"
+    memory = figures["memory"]
+    yield from ("", "A permuted stream of 1,000 experiences over MNIST: resident memory of the process, over the bytes of MNIST's tensors.")
+    yield from ("", "| | ratio | aim |", "|---|---|---|")
+    aims = {"stream built / MNIST's tensors": "≤ 1.2", "walked 1000 / walked 400": "1"}
+    for name, found in memory.items():
+        if "/" in name:
+            yield f"| {name} | **{found:.3f}** | {aims.get(name, '')} |"
+    yield ""
+
+
 def main() -> None:
     lines = ["# Benchmarks", "", "Made by `python benchmarks/tables.py` from `benchmarks/results/*.json`; do not edit.", ""]
-    for name, write in (("effect", effect), ("dann", dann), ("maml", maml), ("forwards", forwards), ("engine", engine)):
+    for name, write in (("effect", effect), ("dann", dann), ("maml", maml), ("forwards", forwards), ("streams", streams), ("engine", engine)):
         path = HERE / "results" / f"{name}.json"
         if path.exists():
             lines += write(json.loads(path.read_text()))

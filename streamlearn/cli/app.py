@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from streamlearn import __version__
-from streamlearn.cli import catalogue
+from streamlearn.cli import catalogue, streams
 from streamlearn.cli.commands import explain, run
 
 __all__ = ["app", "command"]
@@ -23,7 +24,7 @@ app.command()(explain)
 app.add_typer(plugins_app, name="plugins")
 app.command("hooks", help="List the hooks that a plugin can implement, and which installed plugins do.")(catalogue.list_hooks)
 app.add_typer(streams_app, name="streams")
-streams_app.command("list", help="List the installed stream builders and their options.")(catalogue.list_streams)
+streams_app.command("list", help="List the installed stream builders and their options.")(streams.list_streams)
 
 
 @plugins_app.command("list")
@@ -39,9 +40,16 @@ def show_plugin(name: Annotated[str, typer.Argument(help="A name that 'streamlea
 
 
 @streams_app.command("show")
-def show_stream(text: Annotated[str, typer.Argument(metavar="NAME[:key=value,...]", help="A builder, and its options.")]) -> None:
-    """Show a stream: its tasks and experiences. Without options: the documentation of its builder."""
-    catalogue.show_stream(text)
+def show_stream(
+    text: Annotated[str, typer.Argument(metavar="'NAME:key=value,... | NAME:...'", help="A builder, its options, and operators after it.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", show_default=False, help="Draw it: a .svg, .png or .pdf file.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what it holds as JSON.")] = False,
+    no_samples: Annotated[bool, typer.Option("--no-samples", help="Leave sample inputs out of the picture.")] = False,
+) -> None:
+    """Show a stream: what arrives when, as a table, a picture or JSON. A NAME alone: the documentation of its builder."""
+    streams.show_stream(text, output, as_json=as_json, samples=not no_samples)
 
 
 def _show_version(wanted: bool) -> None:

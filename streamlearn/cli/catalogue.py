@@ -1,21 +1,14 @@
-"""What is installed: the texts of ``plugins list|info``, ``hooks``, ``streams list|show``. The three lists import nothing heavy."""
+"""What is installed: the texts of ``plugins list|info`` and ``hooks``. The lists import nothing heavy."""
 
 from __future__ import annotations
 
 import inspect
 import json
-from typing import TYPE_CHECKING, Any
 
 from streamlearn.cli.source import read_definition
-from streamlearn.cli.text import columns, options_text, width
+from streamlearn.cli.text import columns, width
 
-if TYPE_CHECKING:
-    from streamlearn.streams import Stream
-    from streamlearn.streams.data import Data, JoinedData
-
-__all__ = ["list_hooks", "list_plugins", "list_streams", "show_plugin", "show_stream"]
-
-_SHOWN = 10  # experiences that `streams show` lists
+__all__ = ["list_hooks", "list_plugins", "show_plugin"]
 
 
 def list_plugins(as_json: bool = False) -> None:
@@ -74,62 +67,3 @@ def _phases() -> dict[str, str]:
         elif text.startswith("def ") and (hook := text[4:].partition("(")[0]) in HOOKS:
             phases[hook] = phase
     return phases
-
-
-def list_streams() -> None:
-    """List the installed stream builders and their options, without importing any of them."""
-    from streamlearn.streams.catalogue import builders
-
-    rows = []
-    for builder in builders():
-        read = read_definition(builder.value)
-        options = f" Options: {', '.join(read.arguments)}." if read.arguments else ""
-        rows.append([builder.name, f"{builder.distribution} {builder.version}".strip(), (read.documentation or "-") + options])
-    print(columns(["name", "distribution", "what"], rows, width()))
-    print("\nMore on one: streamlearn streams show NAME; with options, the stream itself: NAME:source=digits,experiences=5")
-
-
-def show_stream(text: str) -> None:
-    """Show a stream: its tasks and experiences. Without options: the documentation of its builder."""
-    from streamlearn.cli.build import stream_builder
-    from streamlearn.options import parse
-    from streamlearn.streams.catalogue import build
-
-    name, options = parse(text)
-    if not options:
-        builder = stream_builder(name)
-        print(f"{name}{inspect.signature(builder)}\n\n{inspect.getdoc(builder) or '-'}")
-        return
-    print(_stream_text(build(name, **options)))
-
-
-def _stream_text(stream: Stream) -> str:
-    told = stream.describe()
-    tasks = [f"{task['name']} ({task['kind']}, {task['size']} outputs)" for task in told["tasks"]]
-    length, shape = f"{len(stream)} experience{'' if len(stream) == 1 else 's'}", "x".join(map(str, told["input_shape"]))
-    lines = [
-        f"{told['name']}: {length}, inputs {shape}, hash {told['hash']}",
-        f"built by: {options_text(told['description'])}",
-        f"tasks: {', '.join(tasks[:_SHOWN])}{', ...' if len(tasks) > _SHOWN else ''}",
-        "",
-        columns(
-            ["experience", "rows", "test rows", "classes", "name"], [_experience_row(stream, i) for i in range(min(len(stream), _SHOWN))]
-        ),
-    ]
-    if len(stream) > _SHOWN:
-        lines.append(f"... and {len(stream) - _SHOWN} more")
-    return "\n".join(lines)
-
-
-def _experience_row(stream: Stream, i: int) -> list[str]:
-    experience = stream[i]
-    roles: dict[str, Any] = dict(experience.data)
-    rows = ", ".join(_amount(data) if role == "train" else f"{role} {_amount(data)}" for role, data in roles.items())
-    classes = "; ".join(dict.fromkeys(",".join(map(str, found)) for found in experience.classes.values())) or "-"
-    return [str(i + 1), rows, _amount(stream.evaluation(i).data), classes, experience.name or "-"]
-
-
-def _amount(data: Data | JoinedData) -> str:
-    """How many rows, or how many episodes of how many rows."""
-    rows = sum(len(part.indices) for part in data.parts())
-    return str(rows) if rows == len(data) else f"{len(data)} episodes of {rows // len(data)} rows"

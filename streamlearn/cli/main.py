@@ -44,14 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _invoke(words: list[str]) -> None:
-    from streamlearn.cli import catalogue
+    from streamlearn.cli import catalogue, streams
 
     # typer reads the parameters of all commands through pydantic, which takes longer than a list may take
     lists: dict[tuple[str, ...], Callable[[], None]] = {
         ("plugins", "list"): catalogue.list_plugins,
         ("plugins", "list", "--json"): lambda: catalogue.list_plugins(as_json=True),
         ("hooks",): catalogue.list_hooks,
-        ("streams", "list"): catalogue.list_streams,
+        ("streams", "list"): streams.list_streams,
     }
     listing = lists.get(tuple(words))
     if listing is not None:
