@@ -117,8 +117,8 @@ def forwards(figures: dict[str, Any]) -> Iterator[str]:
 
 def streams(figures: dict[str, Any]) -> Iterator[str]:
     yield from ("## What streams cost", "")
-    yield "`python benchmarks/streams.py`: one epoch of an experience with the loader that Avalanche's strategies use, and with the one of the"
-    yield f"engine. CPU time, one thread, the same rows, interleaved. {machine(figures)}."
+    yield "`python benchmarks/streams.py`: one epoch of an experience with the loader that Avalanche's strategies use, and with the one"
+    yield f"of the engine. CPU time, one thread, the same rows, interleaved. {machine(figures)}."
     yield from ("", "| experience | ratio | median | quartiles | aim |", "|---|---|---|---|---|")
     for what, ratios in figures["batches"].items():
         for name, found in ratios.items():
@@ -136,7 +136,14 @@ def streams(figures: dict[str, Any]) -> Iterator[str]:
 
 def main() -> None:
     lines = ["# Benchmarks", "", "Made by `python benchmarks/tables.py` from `benchmarks/results/*.json`; do not edit.", ""]
-    for name, write in (("effect", effect), ("dann", dann), ("maml", maml), ("forwards", forwards), ("streams", streams), ("engine", engine)):
+    for name, write in (
+        ("effect", effect),
+        ("dann", dann),
+        ("maml", maml),
+        ("forwards", forwards),
+        ("streams", streams),
+        ("engine", engine),
+    ):
         path = HERE / "results" / f"{name}.json"
         if path.exists():
             lines += write(json.loads(path.read_text()))

@@ -35,7 +35,7 @@ MISUSE = {
     "bad value of a model": (["--model", "mlp:hidden=3"], "model 'mlp' does not accept (hidden=3)"),
     "unknown device": (["--device", "toaster"], "device 'toaster' cannot be used here"),
     "not of the form": (["--plugin", "ewc:strength"], "'strength' is not of the form key=value"),
-    "a name twice": (["--model", "mlp:name=mlp"], "'name' is given again"),
+    "a name twice": (["--model", "mlp:name=mlp"], "is given the option 'name'"),
     "seed and seeds": (["--seed", "1", "--seeds", "2"], "--seed and --seeds exclude each other"),
     "no epochs": (["--epochs", "0"], "invalid value for '--epochs'"),
     "unknown option": (["--epoch", "1"], "no such option: --epoch"),

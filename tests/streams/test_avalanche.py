@@ -32,13 +32,13 @@ real_data = pytest.mark.skipif("STREAMLEARN_DATA" not in os.environ, reason="STR
 @functools.cache
 def library(module: str) -> Any:
     """A module of Avalanche, whose imports warn of much that is not ours."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(record=True):  # recorded, because Avalanche forces some through every filter
         warnings.simplefilter("ignore")
         return pytest.importorskip(f"avalanche.{module}")
 
 
 def quietly(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(record=True):  # recorded, because Avalanche forces some through every filter
         warnings.simplefilter("ignore")
         return function(*args, **options)
 

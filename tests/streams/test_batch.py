@@ -213,7 +213,7 @@ def test_episodes_are_not_split() -> None:
 
     whole = concatenate([*[part("support", e, e, e) for e in range(3)], *[part("query", e, 10 + e) for e in range(3)]])
     halves = whole.split(2)
-    assert [half.index.tolist() for half in halves] == [[0, 0, 10], [1, 1, 2, 2, 11, 12]]
+    assert [half.index.tolist() for half in halves] == [[0, 0, 1, 1, 10, 11], [2, 2, 12]]
     assert [half.roles for half in halves] == [("support", "query")] * 2
     assert len(whole.split(7)) == 3
 

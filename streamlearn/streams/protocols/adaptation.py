@@ -141,18 +141,16 @@ def _stream(domains: _Domains, source_free: bool, description: dict[str, Any]) -
     def experience(i: int) -> Experience:
         return Experience(i, (task,), parts[i], names[i], present[i])
 
-    def evaluation(i: int) -> EvaluationSet:
-        return EvaluationSet(i, labelled, "source") if source_free and i == 0 else EvaluationSet(i, truth, "target")
-
     return Stream(
         f"{task.name}/adaptation",
         len(parts),
         experience,
-        evaluation,
+        lambda i: EvaluationSet(i, truth, "target"),
         tasks=(task,),
         input_shape=domains.sources[0].input_shape,
         description=description,
         fingerprints=lambda: [source.fingerprint() for source in domains.sources],
+        sets=lambda i: (0,),
         truth=lambda i: truth if source_free and i else None,
     )
 

@@ -168,7 +168,7 @@ def two_lines() -> Stream:
     x = torch.tensor([[0.5**0.5], [0.5**0.5], [2.0**0.5], [2.0**0.5]])
     task = Task("lines", "regression", 1)
     source = TensorSource(x, {"y": x * torch.tensor([[0.0], [0.0], [3.0], [3.0]])}, "lines")
-    data = Episodes(source, torch.arange(4), (task,), {"lines": Target("y")}, None, "line ", {}, 1, 2)
+    data = Episodes(source, torch.arange(4), (task,), {"lines": Target("y")}, domain="line ", support=1, size=2)
     return stream_of([(data, (task,))], (task,), features=1)
 
 

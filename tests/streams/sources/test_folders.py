@@ -182,7 +182,7 @@ def test_wrong_options_are_refused(pets: Path, options: str, error: type[Excepti
 
 
 def test_the_path_is_asked_for() -> None:
-    with pytest.raises(ConfigurationError, match="missing 1 required positional argument: 'path'"):
+    with pytest.raises(ConfigurationError, match="needs the option 'path': write folder:path="):
         named_source("folder")
     with pytest.raises(ConfigurationError, match="a source of images has path=7"):
         named_source("folder:path=7")
