@@ -62,7 +62,10 @@ def parse_chain(text: str) -> list[tuple[str, dict[str, Any]]]:
         >>> parse_chain("class_incremental:source=digits | online:rows=10")
         [('class_incremental', {'source': 'digits'}), ('online', {'rows': 10})]
     """
-    return [parse(part.strip()) for part in _parts(text, text, "|")]
+    parts = [part.strip() for part in _parts(text, text, "|")]
+    if not all(parts):
+        _refuse(text, "there is nothing on one side of a '|'")
+    return [parse(part) for part in parts]
 
 
 def _parts(rest: str, text: str, separator: str = ",") -> Iterator[str]:

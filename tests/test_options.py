@@ -77,5 +77,5 @@ def test_parsing_needs_no_torch() -> None:
 
 def test_chains_are_cut_at_bars_outside_quotes_and_brackets() -> None:
     assert parse_chain('a:x="p|q",y=[1,2] |b|  c:z=3') == [("a", {"x": "p|q", "y": [1, 2]}), ("b", {}), ("c", {"z": 3})]
-    with pytest.raises(ConfigurationError, match="cannot read '': it does not begin with a name"):
+    with pytest.raises(ConfigurationError, match="there is nothing on one side of a"):
         parse_chain("a | ")

@@ -239,12 +239,12 @@ class Engine:
         self._runs += 1
         hooks = run.hooks
         run.model = model
+        run.stream = run.stream.for_training()  # from here on nobody who acts on the run reaches what is hidden
         if hooks.transform_stream is not None:
-            run.stream = hooks.transform_stream(run.stream, run)
+            run.stream = hooks.transform_stream(run.stream, run).for_training()  # the new one's closures hold what it was made of
         if run.stream.endless:
             raise ConfigurationError(f"stream {run.stream.name!r} is endless: train on a part of it, such as stream[:100]")
         evaluator = Evaluator(run.stream, self.options.evaluation_batch_size)
-        run.stream = run.stream.for_training()  # from here on nobody who acts on the run reaches what is hidden
         with forked(run.device):
             torch.default_generator.manual_seed(subseed(self.options.seed, "transform_model"))
             model.grow(run.stream.tasks)

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from streamlearn.core.forward import Forward
 from streamlearn.core.importance import evaluating
+from streamlearn.core.inputs import readable
 from streamlearn.core.randomness import forked, subseed
 from streamlearn.streams import Batch, Task
+from streamlearn.streams.stream import evaluating_allowed
 
 if TYPE_CHECKING:
     from streamlearn.core.run import Run
@@ -70,7 +72,8 @@ class Evaluator:
 
     def truth(self, experience: int) -> Data | JoinedData | None:
         """The labelled rows on which predictions made during ``experience`` are scored."""
-        return self._stream.truth(experience)
+        with evaluating_allowed():
+            return self._stream.truth(experience)
 
     def measure(self, run: Run, trained: int, within: int | None = None) -> None:
         """Measure on every evaluation set, one line of the record for each set, task and metric."""
@@ -107,12 +110,15 @@ class Evaluator:
         counts = {task.name: Count(task) for task in chosen.tasks}
         for metric in metrics.values():
             metric.reset()
-        for batch in batches:
-            outputs = _predictions(batch, evaluation)
-            for segment in batch.segments:
-                for task in segment.tasks if segment.role != SUPPORT else ():
-                    if task in batch.targets and counts[task].reason is None:
-                        self._measure_rows(counts[task], outputs, batch, segment.rows, metrics)
+        for number, batch in enumerate(batches):
+            if not number:
+                evaluation.run.form.check(batch, f"evaluation set {chosen.index} ({chosen.name})")
+            with readable(batch, evaluation.run.model):
+                outputs = _predictions(batch, evaluation)
+                for segment in batch.segments:
+                    for task in segment.tasks if segment.role != SUPPORT else ():
+                        if task in batch.targets and counts[task].reason is None:
+                            self._measure_rows(counts[task], outputs, batch, segment.rows, metrics)
         lines = [count.line() for count in counts.values()]
         for name, metric in metrics.items():
             lines.append(
@@ -143,7 +149,8 @@ class Evaluator:
         """Set ``number`` and its rows in batches on ``device``; kept from one evaluation to the next while they are few."""
         if number in self._kept:
             return self._kept[number]
-        chosen = self._stream.evaluation_set(number)
+        with evaluating_allowed():
+            chosen = self._stream.evaluation_set(number)
         # the unit of data may be an episode of several rows
         parts = [(part, max(1, self._batch_size * len(part) // max(len(part.indices), 1))) for part in chosen.data.parts()]
         batches = (batch.to(device) for part, size in parts for batch in part.in_order(slice(None), size, "evaluation"))

@@ -13,6 +13,7 @@ from streamlearn.core.composition import Composition
 from streamlearn.core.dispatch import HookTable
 from streamlearn.core.forward import Forward, Teacher, average, make_teacher, resolve_taps
 from streamlearn.core.importance import Labels, evaluating, importance
+from streamlearn.core.inputs import InputForm
 from streamlearn.core.memory import Memories, ReplayMemory
 from streamlearn.core.meter import Meter
 from streamlearn.core.optimization import Optimization
@@ -66,6 +67,7 @@ class Run:
         self.forward_seed = subseed(self.seed, "forward")
         self.memories = Memories(self.seed)
         self.meter = Meter()
+        self.form = InputForm()
         self.experience: Experience | None = None
         self.phase: Phase | None = None
         self.tasks: dict[str, Task] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from streamlearn.core.evaluation import Evaluator
 from streamlearn.core.forward import resolve_taps
+from streamlearn.core.inputs import readable
 from streamlearn.core.meter import Meter
 from streamlearn.core.phases import ALL, Phase, select_names
 from streamlearn.core.prequential import Prequential
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from streamlearn.core.run import Run
 
 __all__ = ["Walk", "enter_experience"]
+
+_AS_IT_IS: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
 class Walk:
@@ -197,15 +201,19 @@ class Walk:
         run, clock = self.run, self.run.clock
         run.model.train()
         run.trains = not run.optimization.is_empty
-        every = run.options.evaluate_every
+        every, seen = run.options.evaluate_every, False
         for batch in self._seeded(self._batches(phase), phase):
             before = clock.update
+            if not seen:
+                run.form.check(batch, f"experience {clock.experience}{f' ({run.experience.name})' if run.experience else ''}")
+            seen = True
             for patterns in phase.updates:
                 score = self._prequential.score if self._prequential is not None and clock.update == before else None
-                if patterns is ALL:
-                    train_step(run, batch, score)
-                else:
-                    self._partial_step(patterns, batch, score)
+                with _AS_IT_IS if clock.update else readable(batch, run.model):
+                    if patterns is ALL:
+                        train_step(run, batch, score)
+                    else:
+                        self._partial_step(patterns, batch, score)
                 clock.update += 1
             clock.batch += 1
             if every is not None and clock.update // every > before // every:

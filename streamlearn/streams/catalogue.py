@@ -180,6 +180,9 @@ def _check_options(name: str, builder: Callable[..., Any], options: Mapping[str,
     for option in () if takes_any else options:
         if option not in known:
             raise UnknownNameError(f"option of {name}", option, known)
+    for p in parameters:
+        if isinstance(p.default, bool) and p.name in options and not isinstance(options[p.name], bool):
+            raise ConfigurationError(f"option {p.name} of {name} is {options[p.name]!r}: give true or false")
     missing = [p.name for p in parameters if p.name in known and p.default is p.empty and p.name not in options]
     if missing:
         raise ConfigurationError(f"stream builder {name!r} needs the option {missing[0]!r}: add it, for example {name}:{missing[0]}=...")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from streamlearn.errors import DataError
 from streamlearn.streams.batch import EVERY_ROW, Batch, Labelled, Segment, concatenate
+from streamlearn.streams.changing import changing
 from streamlearn.streams.hiding import without_targets
 from streamlearn.streams.task import Task
 
@@ -28,7 +29,8 @@ Transform = Callable[..., Tensor]
 """A change of inputs that looks at a whole batch ``(rows, ...)`` and draws nothing: ``transform(x)``.
 
 One with a true attribute ``needs_index`` is called ``transform(x, index)``, where ``index`` ``(rows,)`` are the rows' stable identities
-within their source: what looks random in a row, such as noise, is then a function of the row.
+within their source: what looks random in a row, such as noise, is then a function of the row. What comes back is checked (rows, type,
+finite values) unless a true attribute ``trusted`` says that there is no need.
 """
 
 
@@ -175,13 +177,7 @@ class Data:
 
     def _change(self) -> Callable[[Tensor, Tensor], Tensor] | None:
         """What is done to the inputs of a batch, from inputs and index."""
-        augment, transform = self.augment, self.transform
-        if transform is None:
-            return None if augment is None else lambda x, index: augment(x)
-        indexed = getattr(transform, "needs_index", False)
-        if augment is None:
-            return transform if indexed else lambda x, index: transform(x)
-        return lambda x, index: transform(augment(x), index) if indexed else transform(augment(x))
+        return changing(self.augment, self.transform, self.source.name, self.domain)
 
     def subset(self, positions: Tensor) -> Data:
         """The rows at ``positions`` of this data; nothing is copied but indices."""

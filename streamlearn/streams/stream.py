@@ -6,9 +6,13 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
+
+import numpy as np
 
 from streamlearn.errors import DataError
 from streamlearn.streams.data import Data, JoinedData, join
@@ -19,7 +23,7 @@ from streamlearn.streams.task import Task
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["ENDLESS", "EndlessStreamError", "Stream"]
+__all__ = ["ENDLESS", "EndlessStreamError", "Stream", "evaluating_allowed"]
 
 ENDLESS = "endless"
 """What builders take as the number of experiences of a stream without an end."""
@@ -86,8 +90,11 @@ class Stream:
         self._learnt: tuple[int, ...] | None = None
         self.tasks = tasks
         self.input_shape = input_shape
-        self._description = dict(description)
+        self._description: dict[str, Any] = _plain(dict(description))
         self._fingerprints = fingerprints
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"stream {self.name!r} holds functions and is not pickled: pickle stream.description, and streams.rebuild() it")
 
     # ------------------------------------------------------------------ experiences
 
@@ -218,10 +225,10 @@ class Stream:
     def for_training(self) -> Stream:
         """The stream as training may see it: evaluation sets, and what is hidden in them or in the sources, are not in reach."""
         other = self.reordered(self._order)
-        other._fingerprints, other._evaluation = self.fingerprints, _refuse
+        other._fingerprints, other._evaluation = self.fingerprints, _Withheld(self._evaluation)
         other._experience = _SealedBuilder(self._experience)
         other._sets_of = None if self._sets_of is None else _SealedBuilder(self._sets_of)  # an operator's holds the stream it changes
-        other._truth = None if self._truth is None else _refuse
+        other._truth = None if self._truth is None else _Withheld(self._truth)
         return other
 
     # ------------------------------------------------------------------ what it is
@@ -300,8 +307,37 @@ class _SealedBuilder(Generic[T]):
         return self._sealed.open()(i)
 
 
-def _refuse(i: int) -> Any:
-    raise DataError(f"evaluation set {i} is out of reach of training: steer by rows of role 'validation', as run.measure() does")
+class _Withheld(_SealedBuilder[T]):
+    """A sealed builder of evaluation sets, or of truth, which answers the evaluator alone."""
+
+    __slots__ = ()
+
+    def __call__(self, i: int) -> T:
+        if not _EVALUATING.get():
+            raise DataError(f"evaluation set {i} is out of reach of training: steer by rows of role 'validation', as run.measure() does")
+        return super().__call__(i)
+
+
+_EVALUATING: ContextVar[bool] = ContextVar("evaluating", default=False)
+
+
+@contextmanager
+def evaluating_allowed() -> Iterator[None]:
+    """Within it, streams for training give their evaluation sets and truth too: for the evaluator, which builds them, and nobody else."""
+    token = _EVALUATING.set(True)
+    try:
+        yield
+    finally:
+        _EVALUATING.reset(token)
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with Python's own numbers in place of numpy's."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _reaches_the_end(part: slice) -> bool:

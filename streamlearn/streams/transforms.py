@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,8 @@ class Permutation:
         [0.0, 3.0, 1.0, 2.0]
     """
 
+    trusted: ClassVar[bool] = True
+
     seed: int
     number: int
 
@@ -68,6 +70,8 @@ class Rotation:
                   [1., 3.]]]])
     """
 
+    trusted: ClassVar[bool] = True
+
     angle: float
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -90,6 +94,8 @@ class Resize:
         >>> Resize(1, 2)(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])).tolist()
         [[[[2.0, 3.0]]]]
     """
+
+    trusted: ClassVar[bool] = True
 
     height: int
     width: int

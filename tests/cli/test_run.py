@@ -224,7 +224,7 @@ def test_operators_follow_a_stream(cli: Call, tmp_path: Path) -> None:
     [
         ("online:rows=10", "'online' is an operator and needs a stream before it"),
         ("class_incremental:source=digits | onlin:rows=10", "unknown stream builder 'onlin': did you mean 'online'?"),
-        ("class_incremental:source=digits |", "it does not begin with a name"),
+        ("class_incremental:source=digits |", "there is nothing on one side of a '|'"),
         ("class_incremental:source=digits | online:row=10", "unknown option of online 'row': did you mean 'rows'?"),
         ("class_incremental:source=digits | task_incremental:source=digits", "cannot follow another: only operators stand after '|'"),
     ],

@@ -90,7 +90,7 @@ def test_sets_are_kept_ready_while_they_are_small(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(TensorSource, "take", counted)
     x, y = torch.randn(30, 5), torch.arange(30) % 3
-    stream = streams.domain_incremental((x, y), 2, test=TensorSource(x, {"y": y}, "test"))
+    stream = streams.domain_incremental((x, y), 2, test=TensorSource(x + 1, {"y": y}, "test"))
     for room, times in ((2**20, 2), (0, 6)):  # two sets; three evaluations of each
         monkeypatch.setattr(evaluation, "_KEPT_BYTES", room)
         gathered.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -84,6 +84,8 @@ class CropAndFlip:
         >>> CropAndFlip(crop=2, flip=True)(torch.ones(5, 1, 8, 8)).shape
         torch.Size([5, 1, 8, 8])
     """
+
+    trusted: ClassVar[bool] = True
 
     crop: int = 0
     flip: bool = False
