@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +27,13 @@ if TYPE_CHECKING:
 
     SourceLike = str | Source | Dataset[Any] | tuple[ArrayLike | Tensor, ArrayLike | Tensor]
 
-__all__ = ["Inputs", "Rows", "as_source", "count_experiences", "count_or_endless", "given_by_user", "resolve", "whole_number"]
+__all__ = [
+    "Inputs", "Rows", "as_source", "count_classes", "count_experiences", "count_or_endless", "given_by_user", "glance", "plain_number",
+    "real_number", "refuse_same_rows", "resolve", "same_rows", "whole_number",
+]  # fmt: skip
+
+_GLANCE = 8  # rows that tell almost any two sources apart
+_CHUNK_VALUES = 2**22
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,8 +98,10 @@ def resolve(source: SourceLike, test: SourceLike | None, test_fraction: float, s
             in shape or classes.
     """
     seed = whole_number(seed, "seed", 0)
-    if not isinstance(test_fraction, Real) or not 0 < test_fraction < 1:
+    if not 0 < (fraction := real_number(test_fraction)) < 1:
         raise DataError(f"test_fraction is {test_fraction!r}: give a number between 0 and 1, or the test rows themselves as test=")
+    if test is source and not isinstance(test, (str, Source)):
+        raise DataError("the same object is given for training and for testing: give other rows as test, or leave it out for test_fraction")
     named = canonical_name(source) if isinstance(source, str) else None
     found, own_test = named_source(named) if named else (as_source(source, "data"), None)
     test_source = own_test if test is None else _test_source(test, found.name)
@@ -99,14 +109,16 @@ def resolve(source: SourceLike, test: SourceLike | None, test_fraction: float, s
     found, column, labels, task = _with_task(found, name, regression)
     everything = Rows(found, column, torch.arange(len(found)), labels)
     if test_source is None:
-        rows, test_rows = _split(everything, test_fraction, seed)
+        rows, test_rows = _split(everything, fraction, seed)
     else:
         rows, test_rows = everything, _test_rows(test_source, task, found)
+        if test is not None:
+            refuse_same_rows(test_source, found)
     described = {
         "source": named or given_by_user(found),
         "test": _described_test(test, test_source),
         "seed": seed,
-        "test_fraction": float(test_fraction),
+        "test_fraction": float(fraction),
     }
     sources = (found,) if test_source is None else (found, test_rows.source)
     return Inputs(task, rows, test_rows, seed, described, sources)
@@ -117,7 +129,7 @@ def _with_task(source: Source, name: str, regression: bool) -> tuple[Source, str
     values = regression_values(source) if regression else None
     if values is None:
         column, labels = class_labels(source)
-        classes = _count_classes(labels, source.name)
+        classes = count_classes(labels, source.name)
         return source, column, labels, Task(name, "classification", classes, class_names(source, classes))
     column, targets = values
     if targets.dim() == 1:  # of one value each
@@ -195,7 +207,12 @@ def _test_values(source: Source, task: Task, train: Source) -> Rows:
     return Rows(source, column, torch.arange(len(source)), targets)
 
 
-def _count_classes(labels: Tensor, name: str) -> int:
+def count_classes(labels: Tensor, name: str) -> int:
+    """How many classes ``labels`` (int64, at least 0) have.
+
+    Raises:
+        DataError: a class below the largest has no row; ``name`` says in which source.
+    """
     classes = int(labels.max()) + 1
     if classes > len(labels) or not bool((counts := torch.bincount(labels, minlength=classes)).all()):
         present = set(labels.tolist())
@@ -204,6 +221,48 @@ def _count_classes(labels: Tensor, name: str) -> int:
             f"no row of source {name!r} has the class {missing}, though labels run to {classes - 1}: number classes from 0 without gaps"
         )
     return len(counts)
+
+
+def refuse_same_rows(test: Source, train: Source, instead: str = "test_fraction") -> None:
+    """Refuse test rows that are the training rows under another name; ``instead`` is the option that holds some out.
+
+    Raises:
+        DataError: they are.
+    """
+    if same_rows(test, train):
+        raise DataError(
+            f"the {len(test)} test rows of {test.name!r} are the training rows of {train.name!r}: give other rows as test, or leave it out "
+            f"for {instead}"
+        )
+
+
+def same_rows(a: Source, b: Source) -> bool:
+    """Whether two sources have the same inputs in the same order, whatever they are called and whatever their targets are.
+
+    Nothing is read where lengths or shapes differ, and a few rows where these do.
+
+    Example:
+        >>> x, y = torch.rand(6, 2), [0, 1, 2] * 2
+        >>> first, again, other = (as_source(pair, "data") for pair in ((x, y), (x.clone(), y[::-1]), (x + 1, y)))
+        >>> same_rows(first, again), same_rows(first, other)
+        (True, False)
+    """
+    if a is b:
+        return True
+    if (len(a), a.input_shape) != (len(b), b.input_shape) or glance(a) != glance(b):
+        return False
+    size = max(1, _CHUNK_VALUES // max(1, math.prod(a.input_shape)))
+    return all(_equal(a.take(rows).x, b.take(rows).x) for rows in torch.arange(len(a)).split(size))  # type: ignore[no-untyped-call]
+
+
+def glance(source: Source) -> bytes:
+    """What a few rows of a source hold: of two sources of one length and shape with the same rows, the same."""
+    few = torch.linspace(0, len(source) - 1, min(_GLANCE, len(source)), dtype=torch.float64).long()
+    return source.take(few).x.detach().double().contiguous().numpy().tobytes()
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a, b) if a.dtype == b.dtype else torch.equal(a.double(), b.double())
 
 
 def given_by_user(source: Source) -> dict[str, Any]:
@@ -217,15 +276,38 @@ def _described_test(test: object, source: Source | None) -> Any:
     return canonical_name(test) if isinstance(test, str) else given_by_user(source)
 
 
+def real_number(value: object) -> float:
+    """``value`` as a number of Python, numbers of numpy too: an ``int`` stays one, and what is no number, or a bool, becomes NaN.
+
+    Example:
+        >>> import numpy as np
+        >>> real_number(np.float32(0.5)), real_number(np.int64(3)), real_number("3")
+        (0.5, 3, nan)
+    """
+    found = plain_number(value)
+    return found if isinstance(found, (int, float)) and not isinstance(found, bool) else float("nan")
+
+
+def plain_number(value: Any) -> Any:
+    """A number of numpy, or any other real one, as one of Python, which JSON can hold; all else as it is."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
 def whole_number(value: object, what: str, least: int) -> int:
     """``value`` if it is a whole number of at least ``least``.
 
     Raises:
         DataError: it is not.
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < least:
+    try:
+        number = -1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]  # this is what tells
+    except TypeError:  # also of arrays and tensors, which look like whole numbers until they are asked
+        number = -1
+    if number < least:
         raise DataError(f"{what} is {value!r}: give a whole number of at least {least}")
-    return int(value.__index__())
+    return number
 
 
 def count_experiences(value: int | str | None, default: int) -> int:

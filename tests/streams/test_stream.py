@@ -178,7 +178,7 @@ def test_training_finds_no_way_to_what_is_hidden() -> None:
     assert seen[1:3].for_training()[0].name == "e1"
     with pytest.raises(DataError, match="out of reach of training"):
         seen.evaluation(0)
-    with pytest.raises(TypeError, match="holds functions and is not pickled: pickle stream.description"):
+    with pytest.raises(TypeError, match=r"holds functions and is not pickled: pickle stream\.description"):
         pickle.dumps(seen)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import replace
+from functools import lru_cache
 from itertools import accumulate
 
 import torch
+from torch import Tensor
 
 from streamlearn.streams.data import Data, JoinedData, join
 from streamlearn.streams.experience import Experience
@@ -47,8 +49,7 @@ def online(stream: Stream, rows: int = 10, *, seed: int = 0, shuffle: bool = Tru
         (146, 10, 5)
     """
     base = checked_stream(stream, "online", finite=True)
-    whole_number(rows, "rows", 1)
-    whole_number(seed, "seed", 0)
+    rows, seed = whole_number(rows, "rows", 1), whole_number(seed, "seed", 0)
     sizes = [len(experience.data[experience.main_role]) for experience in base]
     stops = list(accumulate(-(-size // rows) for size in sizes))
     whole = recent(base)
@@ -58,6 +59,11 @@ def online(stream: Stream, rows: int = 10, *, seed: int = 0, shuffle: bool = Tru
         home = bisect_right(stops, i)
         return home, i - (stops[home - 1] if home else 0)
 
+    @lru_cache(maxsize=4)
+    def order(home: int, role: str, size: int) -> Tensor:
+        """The order of the rows of a whole experience; kept, because all its pieces ask for it one after another."""
+        return permutation(size, seed=seed, purpose=f"online {role}", number=home) if shuffle else torch.arange(size)
+
     def experience(i: int) -> Experience:
         home, piece = place(i)
         origin = whole(home)
@@ -65,10 +71,9 @@ def online(stream: Stream, rows: int = 10, *, seed: int = 0, shuffle: bool = Tru
         data = {}
         for role, found in origin.data.items():
             size = len(found)
-            order = permutation(size, seed=seed, purpose=f"online {role}", number=home) if shuffle else torch.arange(size)
             main = role == origin.main_role
             start, stop = (piece * rows, (piece + 1) * rows) if main else (piece * size // pieces, (piece + 1) * size // pieces)
-            data[role] = found.subset(order[start:stop])
+            data[role] = found.subset(order(home, role, size)[start:stop])
         data = {role: found for role, found in data.items() if len(found) or role == origin.main_role}
         classes = {**dict.fromkeys(origin.classes, ()), **classes_in(data[origin.main_role])}
         return replace(origin, index=i, data=data, classes=classes, origin=home if boundaries else None)

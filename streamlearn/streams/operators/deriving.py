@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from streamlearn.errors import DataError
 from streamlearn.streams.data import Data, JoinedData, classes_in, join
 from streamlearn.streams.experience import EvaluationSet, Experience
+from streamlearn.streams.inputs import real_number
 from streamlearn.streams.stream import Stream
 
 __all__ = ["checked_fraction", "checked_stream", "classes_in", "derived", "map_role", "recent"]
@@ -35,7 +35,7 @@ def checked_fraction(value: object, what: str, *, zero: bool = False, one: bool 
     Raises:
         DataError: it is no number, or out of range.
     """
-    number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else float("nan")
+    number = float(real_number(value))
     if not (0 < number < 1 or (zero and number == 0) or (one and number == 1)):
         raise DataError(f"{what} is {value!r}: give a number in {'[' if zero else '('}0, 1{']' if one else ')'}")
     return number
@@ -100,10 +100,11 @@ def recent(stream: Stream) -> Callable[[int], Experience]:
     kept: dict[int, Experience] = {}
 
     def experience(i: int) -> Experience:
-        if i not in kept:
-            built = stream[i]
+        found = kept.get(i)
+        if found is None:
+            found = stream[i]
             kept.clear()
-            kept[i] = replace(built)
-        return kept[i]
+            kept[i] = found
+        return found
 
     return experience

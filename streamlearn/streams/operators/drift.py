@@ -21,7 +21,7 @@ SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
 """For each shape of transitions of width 1 the noise at the quantile ``u``: uniform on (-1/2, 1/2), or logistic of scale 1/8."""
 
 
-def even_exchange(counts: Sequence[int]) -> Iterator[list[int]]:
+def even_exchange(counts: Sequence[int]) -> Iterator[Tensor]:
     """How many of the ``counts[i]`` rows that i gives go to each of the others: numbers that differ by at most one.
 
     Those who still miss most get one more (after Kleitman and Wang, "Algorithms for constructing graphs and digraphs with given valences",
@@ -31,21 +31,24 @@ def even_exchange(counts: Sequence[int]) -> Iterator[list[int]]:
         counts: at least two numbers of at least 0.
 
     Example:
-        >>> list(even_exchange([3, 3, 3]))
+        >>> [shares.tolist() for shares in even_exchange([3, 3, 3])]
         [[0, 2, 1], [1, 0, 2], [2, 1, 0]]
     """
-    others = len(counts) - 1
-    more = [count % others for count in counts]
-    evenly = sum(count // others for count in counts)
-    missing = [count - (evenly - count // others) for count in counts]
-    for i, count in enumerate(counts):
-        shares = [count // others] * len(counts)
+    size = len(counts)
+    given, places = torch.tensor(counts), torch.arange(size)
+    evenly, more = given // (size - 1), given % (size - 1)
+    missing = given - (evenly.sum() - evenly)
+    for i in range(size):
+        shares = evenly[i].expand(size).clone()
         shares[i] = 0
-        waiting = [more[j] if j > i else 0 for j in range(len(counts))]  # who gives later can be given less freely
-        turn = sorted((j for j in range(len(counts)) if j != i), key=lambda j: (-missing[j], -waiting[j], (j - i) % len(counts)))
-        for j in turn[: more[i]]:
-            shares[j] += 1
-            missing[j] -= 1
+        if more[i]:
+            waiting = torch.where(places > i, more, 0)  # who gives later can be given less freely
+            # one number to sort by: who misses most, then who waits for most, then who comes next after i, which is last itself
+            turn = (missing * size + waiting) * size - (places - i) % size
+            turn[i] = torch.iinfo(torch.int64).min
+            first = turn.topk(int(more[i]), sorted=False).indices
+            shares[first] += 1
+            missing[first] -= 1
         yield shares
 
 

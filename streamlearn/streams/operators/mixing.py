@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import cache, lru_cache
 from itertools import accumulate
 from math import inf
-from numbers import Real
 
 import torch
 from torch import Tensor
@@ -15,10 +14,11 @@ from torch import Tensor
 from streamlearn.errors import DataError, UnknownNameError
 from streamlearn.streams.data import Data, JoinedData, join
 from streamlearn.streams.experience import Experience
-from streamlearn.streams.inputs import whole_number
+from streamlearn.streams.inputs import real_number, whole_number
 from streamlearn.streams.operators.deriving import checked_fraction, checked_stream, classes_in, derived
-from streamlearn.streams.operators.drift import SHAPES, NoisyOrder, even_exchange
+from streamlearn.streams.operators.drift import SHAPES, NoisyOrder
 from streamlearn.streams.operators.identity import Apart
+from streamlearn.streams.operators.leaving import Leaving
 from streamlearn.streams.operators.thinning import NO_CLASS, Class, rows_by_class
 from streamlearn.streams.partition import chunk_edges, permutation
 from streamlearn.streams.stream import Stream
@@ -60,7 +60,7 @@ def blurry(stream: Stream, fraction: float = 0.1, *, disjoint: float = 0.0, seed
     base = checked_stream(stream, "blurry", finite=True)
     fraction = checked_fraction(fraction, "fraction", zero=True)
     disjoint = checked_fraction(disjoint, "disjoint", zero=True)
-    whole_number(seed, "seed", 0)
+    seed = whole_number(seed, "seed", 0)
     if len(base) == 1:
         raise DataError(f"blurry mixes experiences, and stream {base.name!r} has only one: cut it into more")
     without = next((experience.index for experience in base if "train" not in experience.data), None)
@@ -68,41 +68,15 @@ def blurry(stream: Stream, fraction: float = 0.1, *, disjoint: float = 0.0, seed
         raise DataError(f"blurry exchanges training rows, and experience {without} of stream {base.name!r} has none: leave it out")
     staying = _drawn_classes(base, disjoint, seed) if disjoint else frozenset[Class]()
 
-    @cache
-    def leaving() -> list[tuple[Tensor, Tensor]]:
-        """Of each experience the positions of the training rows that leave it, ascending, and where each goes."""
-        data = [experience.data["train"] for experience in base]
-        free = [_free(found, staying) for found in data]
-        counts = [min(round(fraction * len(rows)), len(found) - 1) for rows, found in zip(free, data, strict=True)]
-        found = []
-        for i, (rows, shares) in enumerate(zip(free, even_exchange(counts), strict=True)):
-            drawn = rows[permutation(len(rows), seed=seed, purpose="blurry", number=i)[: counts[i]]]
-            goes = torch.arange(len(base)).repeat_interleave(torch.tensor(shares))
-            order = drawn.argsort()
-            found.append((drawn[order], goes[order]))
-        return found
-
-    @cache
-    def given() -> list[tuple[Data, Tensor]]:
-        """The rows that leave, piece by piece, and where each goes: no more indices than rows leave."""
-        found = []
-        for experience, (rows, goes) in zip(base, leaving(), strict=True):
-            start = 0
-            for part in experience.data["train"].parts():
-                here = (rows >= start) & (rows < start + len(part))
-                found.append((part.subset(rows[here] - start), goes[here]))
-                start += len(part)
-        return found
-
+    leaving = cache(lambda: Leaving.of(base, fraction, staying, seed))
     apart = Apart()
 
     def experience(i: int) -> Experience:
         known = base[i]
         train = known.data["train"]
         stays = torch.ones(len(train), dtype=torch.bool)
-        stays[leaving()[i][0]] = False
-        got = [part.subset(rows) for part, goes in given() if len(rows := (goes == i).nonzero().flatten())]
-        mixed = join(apart(join([train.subset(stays.nonzero().flatten()), *got]).parts()))
+        stays[leaving().rows[i]] = False
+        mixed = join(apart(join([train.subset(stays.nonzero().flatten()), *leaving().to(i)]).parts()))
         tasks = tuple({task.name: task for task in (*known.tasks, *mixed.tasks)}.values())
         classes = {**dict.fromkeys(known.classes, ()), **classes_in(mixed)}
         return replace(known, data={**known.data, "train": mixed}, tasks=tasks, classes=classes)
@@ -119,14 +93,6 @@ def _drawn_classes(base: Stream, disjoint: float, seed: int) -> frozenset[Class]
     return frozenset(
         known[place] for place in permutation(len(known), seed=seed, purpose="disjoint")[: round(disjoint * len(known))].tolist()
     )
-
-
-def _free(data: Data | JoinedData, staying: frozenset[Class]) -> Tensor:
-    """The positions of the rows that may leave, ascending."""
-    if not staying:
-        return torch.arange(len(data))
-    rows = [positions for key, positions in rows_by_class(data).items() if key not in staying]
-    return torch.cat([torch.zeros(0, dtype=torch.int64), *rows]).sort().values
 
 
 def gradual(stream: Stream, width: float = 0.5, *, shape: str = "linear", experiences: int | None = None, seed: int = 0) -> Stream:
@@ -162,11 +128,11 @@ def gradual(stream: Stream, width: float = 0.5, *, shape: str = "linear", experi
         [(0, 1), (0, 1, 2, 3), (0, 1, 2, 3), (2, 3)]
     """
     base = checked_stream(stream, "gradual", finite=True)
-    if isinstance(width, bool) or not isinstance(width, Real) or not 0 < width < inf:
+    if not 0 < real_number(width) < inf:
         raise DataError(f"width is {width!r}: give a number above 0, of experiences")
     if shape not in SHAPES:
         raise UnknownNameError("shape", str(shape), SHAPES)
-    whole_number(seed, "seed", 0)
+    seed = whole_number(seed, "seed", 0)
     main, sizes = _roles(base)
     edges = {role: _edges(role, counts, experiences, main) for role, counts in sizes.items()}
     order = {

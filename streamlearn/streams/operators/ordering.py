@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
+
+import numpy as np
+from torch import Tensor
 
 from streamlearn.errors import DataError
 from streamlearn.streams.catalogue import build_chain
@@ -51,9 +55,10 @@ def recurring(stream: Stream, times: int | str = 2, *, order: Sequence[int] | No
     """
     base = checked_stream(stream, "recurring", finite=True)
     cycles = None if isinstance(times, str) and times == ENDLESS else whole_number(times, "times", 1)
-    whole_number(seed, "seed", 0)
+    seed = whole_number(seed, "seed", 0)
     cycle = _cycle(order, len(base))
-    each = {home: cycle.count(home) for home in cycle}
+    each = Counter(cycle)
+    before = _earlier(cycle)
     if split and cycles is None:
         raise DataError("times is 'endless', but split shares the rows of an experience among its visits: give a number of times")
     if split and cycles is not None:
@@ -63,7 +68,7 @@ def recurring(stream: Stream, times: int | str = 2, *, order: Sequence[int] | No
     def place(i: int) -> tuple[int, int]:
         """The experience of ``stream`` that is visited, and how often it has been before."""
         past, now = divmod(i, len(cycle))
-        return cycle[now], past * each[cycle[now]] + cycle[:now].count(cycle[now])
+        return cycle[now], past * each[cycle[now]] + before[now]
 
     def experience(i: int) -> Experience:
         home, visit = place(i)
@@ -96,9 +101,20 @@ def recurring(stream: Stream, times: int | str = 2, *, order: Sequence[int] | No
     )
 
 
+def _earlier(cycle: Sequence[int]) -> list[int]:
+    """How often the experience at each place of the cycle has come earlier in it."""
+    seen, found = Counter[int](), []
+    for home in cycle:
+        found.append(seen[home])
+        seen[home] += 1
+    return found
+
+
 def _cycle(order: object, experiences: int) -> list[int]:
     if order is None:
         return list(range(experiences))
+    if isinstance(order, (np.ndarray, Tensor)):
+        order = order.tolist()
     if isinstance(order, str) or not isinstance(order, Sequence) or not order:
         raise DataError(f"order is {order!r}: give a list of numbers of experiences, such as [0, 1, 0]")
     numbers = [whole_number(number, f"number {place} of order", 0) for place, number in enumerate(order)]

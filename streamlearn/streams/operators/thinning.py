@@ -60,7 +60,7 @@ def imbalanced(stream: Stream, factor: float = 0.01, *, shape: str = "exponentia
     for value, what, known in ((shape, "shape", ("exponential", "step")), (order, "order", ("shuffled", "ordered"))):
         if value not in known:
             raise UnknownNameError(what, str(value), known)
-    whole_number(seed, "seed", 0)
+    seed = whole_number(seed, "seed", 0)
     counts = [_checked_counts(base, i) for i in range(len(base))]
     arrived = list(dict.fromkeys(key for found in counts for key in sorted(found)))
     if not arrived:
@@ -161,7 +161,7 @@ def validation(stream: Stream, fraction: float = 0.1, *, seed: int = 0) -> Strea
     """
     base = checked_stream(stream, "validation")
     fraction = checked_fraction(fraction, "fraction")
-    whole_number(seed, "seed", 0)
+    seed = whole_number(seed, "seed", 0)
 
     def experience(i: int) -> Experience:
         known = base[i]

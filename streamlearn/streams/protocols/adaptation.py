@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from streamlearn.errors import DataError
 from streamlearn.streams.data import Data, JoinedData, Source, Target, Transform, classes_in, join
 from streamlearn.streams.experience import EvaluationSet, Experience
 from streamlearn.streams.hiding import hide_rows
-from streamlearn.streams.inputs import as_source, given_by_user, whole_number
+from streamlearn.streams.inputs import as_source, count_classes, given_by_user, plain_number, real_number, same_rows, whole_number
 from streamlearn.streams.partition import RowsByClass, permutation
 from streamlearn.streams.sources import TensorSource, canonical_name, named_source
 from streamlearn.streams.sources.labels import class_labels
@@ -44,10 +43,11 @@ def adaptation(
 ) -> Stream:
     """One experience: labelled rows of one or several source domains (role ``train``), unlabelled ones of a target (role ``target``).
 
-    Protocol: with ``source="moons"`` the target domain is the source's rows turned by ``degrees`` (Ganin et al. 2016, section 5.1.1);
-    else all domains are given. The target's classes are among the sources' and may be fewer (partial adaptation). The evaluation set
-    holds the target rows with their labels. Of each class of the target, ``labelled_target`` rows drawn by ``seed`` are shown with their
-    labels: they have role ``train`` and domain "target", and are neither among the unlabelled rows nor in the evaluation set.
+    Protocol: with ``source="moons"`` the target domain is the source's rows turned by ``degrees`` (Ganin et al. 2016, section 5.1.1); else
+    all domains are given. The sources have together the classes 0 to n-1 without gaps. The target's classes are among the sources' and may
+    be fewer (partial adaptation). The evaluation set holds the target rows with their labels. Of each class of the target,
+    ``labelled_target`` rows drawn by ``seed`` are shown with their labels: they have role ``train`` and domain "target", and are neither
+    among the unlabelled rows nor in the evaluation set.
 
     Args:
         source: ``"moons"``, or the name of a source, a pair ``(x, y)``, a data set, or a `Source`; a list of these gives several source
@@ -65,7 +65,7 @@ def adaptation(
             the target must have more.
 
     Raises:
-        DataError: an argument is out of its range, or the domains do not fit together.
+        DataError: an argument is out of its range, the domains do not fit together, or the target has the rows of a source.
 
     Source: Ganin et al., "Domain-adversarial training of neural networks", JMLR 2016; several sources: Zhao et al., "Adversarial
         multiple source domain adaptation", NeurIPS 2018, and Peng et al., "Moment matching for multi-source domain adaptation", ICCV
@@ -80,9 +80,10 @@ def adaptation(
         >>> {role: len(data) for role, data in stream[0].data.items()}, len(stream.evaluation(0).data)
         ({'train': 156, 'target': 144}, 144)
     """
-    whole_number(seed, "seed", 0)
+    seed = whole_number(seed, "seed", 0)
     shown = whole_number(labelled_target, "labelled_target", 0)
     if isinstance(source, str) and source == "moons":
+        noise, degrees = plain_number(noise), plain_number(degrees)
         described = _checked_moons(target, rows, noise, degrees, centred)
         sources, there = _moons(rows, noise, degrees, centred, seed)
         name = "moons"
@@ -93,6 +94,8 @@ def adaptation(
         name = f"{' + '.join(found.name for found in sources.values())} to {there.name}"
         described = {"source": _told_sources(source, list(sources.values())), "target": _told(target, there)}
     domains = _Domains.of(sources, there, name, shown, seed)
+    if name != "moons":
+        _refuse_known_labels(sources, there)
     options = {"seed": seed, "source_free": source_free, "labelled_target": shown}
     return _stream(domains, source_free, {"builder": "adaptation", **described, **options})
 
@@ -110,7 +113,8 @@ class _Domains:
     @classmethod
     def of(cls, sources: dict[str, Source], there: Source, name: str, shown: int, seed: int) -> _Domains:
         columns = {domain: class_labels(here) for domain, here in sources.items()}
-        classes = 1 + max(int(labels.max()) for _, labels in columns.values())
+        every = torch.cat([labels for _, labels in columns.values()])
+        classes = count_classes(every, " + ".join(here.name for here in sources.values()))
         column, labels = class_labels(there)
         if int(labels.max()) >= classes:
             whose = "the source has" if len(sources) == 1 else "the sources have"
@@ -182,7 +186,7 @@ def _checked_moons(target: object, rows: int, noise: float, degrees: float, cent
     if target is not None:
         raise DataError("the moons make their own target domain: leave target out, or give both domains")
     for value, what, least in ((noise, "noise", 0.0), (degrees, "degrees", -math.inf)):
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < least:
+        if not math.isfinite(number := real_number(value)) or number < least:
             raise DataError(f"{what} is {value!r}: give a number{' of at least 0' if what == 'noise' else ''}")
     return {"source": "moons", "rows": whole_number(rows, "rows", 4), "noise": noise, "degrees": degrees, "centred": centred}
 
@@ -212,6 +216,15 @@ def _sources(given: SourceLike | list[Any]) -> dict[str, Source]:
     if twice is not None:
         raise DataError(f"two domains are called {twice!r}: give sources of different names")
     return dict(zip(names, found, strict=True))
+
+
+def _refuse_known_labels(sources: dict[str, Source], there: Source) -> None:
+    known = next((here for here in sources.values() if same_rows(here, there)), None)
+    if known is not None:
+        raise DataError(
+            f"target domain {there.name!r} has the rows of source domain {known.name!r}, whose labels are trained on: give other rows as "
+            "target"
+        )
 
 
 def _domain(given: object, role: str) -> Source:

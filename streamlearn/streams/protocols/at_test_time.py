@@ -15,7 +15,7 @@ from streamlearn.errors import DataError, UnknownNameError
 from streamlearn.streams.corruptions import KINDS, checked_severity, hashed_uniforms
 from streamlearn.streams.data import Data, JoinedData, Transform, classes_in, join
 from streamlearn.streams.experience import EvaluationSet, Experience
-from streamlearn.streams.inputs import Inputs, resolve, whole_number
+from streamlearn.streams.inputs import Inputs, plain_number, real_number, resolve, whole_number
 from streamlearn.streams.partition import RowsByClass, permutation
 from streamlearn.streams.stream import ENDLESS, Stream
 from streamlearn.streams.transforms import Domain, described_transforms, listed_transforms, transformed_shape
@@ -95,10 +95,10 @@ def test_time(
     inputs = resolve(source, test, test_fraction, seed)
     if order not in ORDERS:
         raise UnknownNameError("order", str(order), ORDERS)
-    checked_severity(severity)
+    severity = checked_severity(plain_number(severity))
     size = None if rows is None else whole_number(rows, "rows", 1)
     times = None if passes == ENDLESS else whole_number(passes, "passes", 1)
-    if isinstance(concentration, bool) or not isinstance(concentration, (int, float)) or not 0 < concentration < float("inf"):
+    if not 0 < real_number(concentration) < float("inf"):
         raise DataError(f"concentration is {concentration!r}: give a number above 0")
     listed = _checked_shifts(shifts, order)
     domains, runs = _runs(inputs, listed, order, severity)

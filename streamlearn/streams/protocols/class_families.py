@@ -16,7 +16,7 @@ from streamlearn.errors import DataError, UnknownNameError
 from streamlearn.streams.data import Source, Target, Transform
 from streamlearn.streams.episode_data import Episodes
 from streamlearn.streams.hiding import hide_rows
-from streamlearn.streams.inputs import as_source, given_by_user, whole_number
+from streamlearn.streams.inputs import as_source, given_by_user, real_number, refuse_same_rows, whole_number
 from streamlearn.streams.partition import permutation
 from streamlearn.streams.protocols.families import FUNCTIONS, Pools, Sizes, Stretch, names_held_out
 from streamlearn.streams.protocols.several import dtype_of_inputs, listed, naming, told_together
@@ -158,8 +158,9 @@ def class_pools(
         UnknownNameError: no source, or no family, has this name.
         DataError: there are too few classes or rows, or the sources do not fit together.
     """
-    if isinstance(held_out, bool) or not isinstance(held_out, (int, float)) or not 0 < held_out < 1:
+    if not 0 < real_number(held_out) < 1:
         raise DataError(f"held_out is {held_out!r}: give a number between 0 and 1")
+    held_out = float(held_out)
     ways = whole_number(ways, "ways", 2)
     every = _named(_read(source, "data"))
     name = "+".join(one.name for one in every) if len(every) > 1 or isinstance(source[0], (str, Source)) else "class"
@@ -210,6 +211,8 @@ def _named(found: Sequence[tuple[Source, Any]], trained: Sequence[_Given] = ()) 
             raise DataError(
                 f"source {source.name!r} is given for training and for testing: give other rows as test (under another name), or held_out"
             )
+        for one in trained:
+            refuse_same_rows(source, one.source, "held_out")
     names = [source.name for source, _ in found]
     if len(set(names)) < len(names):
         names = [told if isinstance(told, str) else source.name for source, told in found]

@@ -13,7 +13,7 @@ from torch import Tensor
 from streamlearn.errors import DataError
 from streamlearn.streams.data import Data, Source, Target
 from streamlearn.streams.hiding import hide_rows, with_targets
-from streamlearn.streams.inputs import as_source, given_by_user
+from streamlearn.streams.inputs import as_source, given_by_user, refuse_same_rows
 from streamlearn.streams.partition import permutation
 from streamlearn.streams.protocols.several import checked_names
 from streamlearn.streams.sources import TensorSource, canonical_name, named_source
@@ -208,6 +208,7 @@ def _fitting(test: _Table, train: _Table) -> _Table:
             raise DataError(
                 f"label {own.size - 1} in {column!r} of {name!r} is out of range: {known!r} has the classes 0 to {task.size - 1}"
             )
+    refuse_same_rows(test.source, train.source)
     return replace(test, tasks=train.tasks)
 
 

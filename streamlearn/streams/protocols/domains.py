@@ -9,7 +9,7 @@ from streamlearn.errors import DataError, UnknownNameError
 from streamlearn.streams.corruptions import KINDS, checked_severity
 from streamlearn.streams.data import Transform
 from streamlearn.streams.experience import EvaluationSet, Experience
-from streamlearn.streams.inputs import Inputs, count_experiences, count_or_endless, resolve
+from streamlearn.streams.inputs import Inputs, count_experiences, count_or_endless, plain_number, real_number, resolve
 from streamlearn.streams.protocols.building import stream_over
 from streamlearn.streams.stream import ENDLESS, Stream
 from streamlearn.streams.transforms import (
@@ -89,6 +89,7 @@ def domain_incremental(
         >>> [experience.name for experience in domain_incremental("digits", transform=["identity", "contrast/2", "rotation/90"])]
         ['identity', 'contrast/2', 'rotation/90']
     """
+    severity = plain_number(severity)
     inputs = resolve(source, test, test_fraction, seed, regression=True)
     domains = _domains(transform, experiences, inputs, degrees=degrees, first_identity=first_identity, severity=severity)
     task, everything = inputs.task, slice(None)
@@ -126,8 +127,9 @@ def _domains(
     severity: float = 3,
 ) -> Domains:
     """The domain of each experience, as `domain_incremental` documents them."""
-    if isinstance(degrees, bool) or not isinstance(degrees, (int, float)) or not 0 < degrees <= 360:
+    if not 0 < real_number(degrees) <= 360:
         raise DataError(f"degrees is {degrees!r}: give a number above 0, at most 360")
+    degrees = real_number(degrees)
     checked_severity(severity)
     if transform == "permutation":
         kept, seed = 1 if first_identity else 0, inputs.seed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,9 +13,9 @@ from streamlearn.errors import DataError, UnknownNameError
 from streamlearn.streams.data import Data, Source, Target, classes_in
 from streamlearn.streams.experience import EvaluationSet, Experience
 from streamlearn.streams.hiding import hide_rows, with_targets
-from streamlearn.streams.inputs import whole_number
+from streamlearn.streams.inputs import real_number, whole_number
 from streamlearn.streams.partition import split_rows
-from streamlearn.streams.protocols.several import GivenSet, checked_names, listed, naming, read_sets, told_together
+from streamlearn.streams.protocols.several import GivenSet, checked_names, listed, naming, read_sets, refuse_trained, told_together
 from streamlearn.streams.sources.labels import class_labels, class_names, target_columns
 from streamlearn.streams.stream import Stream
 from streamlearn.streams.task import Task
@@ -60,7 +59,7 @@ def from_datasets(
     Raises:
         DataError: an argument is out of its range; or, naming the experience: it is no data set, is empty, has inputs of another shape or
             type than the first, a value that is not finite, or targets that are neither class numbers nor values; the classes have a gap,
-            or two experiences have one name.
+            two experiences have one name, or test rows are also trained on.
         UnknownNameError: ``tasks`` is neither, or no source has this name.
 
     Source: the counterpart of ``benchmark_from_datasets`` of Avalanche (Carta et al., "Avalanche: a PyTorch library for deep continual
@@ -74,7 +73,7 @@ def from_datasets(
         Task(name='b', kind='classification', size=2, classes=('1', '2'))
     """
     seed = whole_number(seed, "seed", 0)
-    if not isinstance(test_fraction, Real) or isinstance(test_fraction, bool) or not 0 < test_fraction < 1:
+    if not 0 < real_number(test_fraction) < 1:
         raise DataError(f"test_fraction is {test_fraction!r}: give a number between 0 and 1, or the test rows themselves as test=")
     if tasks not in ("shared", "own"):
         raise UnknownNameError("kind of tasks", str(tasks), ["own", "shared"])
@@ -98,6 +97,7 @@ def from_datasets(
     if shared is not None:
         with naming("test rows"):
             tested = [asked[0].on(shared, "")]
+    refuse_trained(every, tests, shared)
     sources = {id(part.source): part.source for part in (*every, *(one for one in tests if one), *([shared] if shared else []))}
 
     def experience(i: int) -> Experience:

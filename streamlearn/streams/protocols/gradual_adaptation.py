@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +11,7 @@ from streamlearn.streams.corruptions import KINDS, Corruption, checked_severity
 from streamlearn.streams.data import Data, Target, classes_in
 from streamlearn.streams.experience import EvaluationSet, Experience
 from streamlearn.streams.hiding import with_targets
-from streamlearn.streams.inputs import Inputs, count_experiences, resolve
+from streamlearn.streams.inputs import Inputs, count_experiences, plain_number, real_number, resolve
 from streamlearn.streams.partition import chunk_edges, permutation
 from streamlearn.streams.stream import Stream
 from streamlearn.streams.transforms import Domain, Rotation, check_images
@@ -67,6 +66,9 @@ def gradual_adaptation(
         >>> [(experience.name, list(experience.data)) for experience in stream]
         [('rotation/0', ['train']), ('rotation/20', ['target']), ('rotation/40', ['target']), ('rotation/60', ['target'])]
     """
+    if not isinstance(shift, str):
+        hint = f"; for the number of experiences write experiences={shift}" if hasattr(shift, "__index__") else ""
+        raise DataError(f"shift is {shift!r}: give 'rotation' or a kind of corruption, such as 'gaussian_noise'{hint}")
     inputs = resolve(source, test, test_fraction, seed, regression=True)
     count, task, rows = count_experiences(experiences, 6), inputs.task, inputs.train
     domains, size = _domains(inputs, shift, amount, count), len(inputs.train.indices)
@@ -126,10 +128,10 @@ def _domains(inputs: Inputs, shift: str, amount: float | None, count: int) -> tu
 
 def _amount(shift: object, amount: float | None) -> float:
     if shift in KINDS:
-        return float(checked_severity(5.0 if amount is None else amount))
+        return float(checked_severity(5.0 if amount is None else plain_number(amount)))
     if shift != "rotation":
         raise UnknownNameError("shift", str(shift), [*KINDS, "rotation"])
-    number = 60.0 if amount is None else amount
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number) or not 0 < abs(number) <= 360:
-        raise DataError(f"amount is {number!r}: give the degrees of the last domain, from -360 to 360 but not 0")
+    number = 60.0 if amount is None else real_number(amount)
+    if not 0 < abs(number) <= 360:
+        raise DataError(f"amount is {amount!r}: give the degrees of the last domain, from -360 to 360 but not 0")
     return float(number)

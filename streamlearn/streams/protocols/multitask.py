@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from streamlearn.errors import DataError
 from streamlearn.streams.data import Data, Target, Transform, classes_in, join
 from streamlearn.streams.experience import EvaluationSet, Experience
-from streamlearn.streams.inputs import Inputs, Rows, as_source, resolve, whole_number
+from streamlearn.streams.inputs import Inputs, Rows, as_source, real_number, resolve, whole_number
 from streamlearn.streams.partition import permutation
 from streamlearn.streams.protocols.columns import Pool, columns_pool, has_columns
 from streamlearn.streams.protocols.overlaid import overlaid
@@ -98,17 +97,16 @@ def multitask(
         [('species', 120), ('coin', 6)]
     """
     seed = whole_number(seed, "seed", 0)
-    whole_number(experiences, "the number of experiences", 1)
-    whole_number(shift, "shift", 0)
-    if isinstance(validation, bool) or not isinstance(validation, Real) or not 0 <= validation < 1:
+    experiences, shift = whole_number(experiences, "the number of experiences", 1), whole_number(shift, "shift", 0)
+    if not 0 <= real_number(validation) < 1:
         raise DataError(f"validation is {validation!r}: give a fraction in [0, 1)")
-    if not isinstance(test_fraction, Real) or not 0 < test_fraction < 1:
+    if not 0 < real_number(test_fraction) < 1:
         raise DataError(f"test_fraction is {test_fraction!r}: give a number between 0 and 1, or the test rows themselves as test=")
     several = listed(source)
     if several is None and not has_columns(source):
-        sides = ("left", "right") if tasks is None else checked_names(tasks, 2, "tasks", "side")
-        found = resolve(source, test, test_fraction, seed)
-        return overlaid(found, experiences, shift, float(validation), target_domain, sides)
+        left, right = ("left", "right") if tasks is None else checked_names(tasks, 2, "tasks", "side")
+        found = resolve(cast("Any", source), cast("Any", test), test_fraction, seed)  # neither several nor one with columns
+        return overlaid(found, experiences, shift, float(validation), target_domain, (left, right))
     if shift != 2 or target_domain:
         asked = "target_domain" if target_domain else f"shift {shift}"
         raise DataError(f"{asked} is asked of a source with several tasks: it belongs to overlays of one source of images, leave it out")

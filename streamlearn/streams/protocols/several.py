@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,11 @@ from torch.utils.data import Dataset
 
 from streamlearn.errors import DataError
 from streamlearn.streams.data import Source
-from streamlearn.streams.inputs import as_source, given_by_user
+from streamlearn.streams.inputs import as_source, given_by_user, glance, same_rows
 from streamlearn.streams.sources import canonical_name, named_source
 from streamlearn.streams.sources.labels import target_columns
 
-__all__ = ["GivenSet", "checked_names", "dtype_of_inputs", "listed", "naming", "read_sets", "told_together"]
+__all__ = ["GivenSet", "checked_names", "dtype_of_inputs", "listed", "naming", "read_sets", "refuse_trained", "told_together"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,6 +133,26 @@ def _test_set(given: object, name: str, every: Sequence[GivenSet]) -> GivenSet:
     if any(found.source is one.source for one in every):
         raise DataError(f"source {found.source.name!r} is also trained on: give other rows, or test_fraction")
     return found
+
+
+def refuse_trained(every: Sequence[GivenSet], tests: Sequence[GivenSet | None], shared: GivenSet | None) -> None:
+    """Refuse test rows that any experience trains on. Rows are read only where two sources are of one length and shape.
+
+    Raises:
+        DataError: says which are.
+    """
+    alike: dict[object, list[int]] = {}
+    for i, one in enumerate(every):
+        alike.setdefault((len(one.source), one.source.input_shape), []).append(i)
+    seen = cache(lambda i: glance(every[i].source))
+    for which, test in [("test rows", shared), *((f"test rows of experience {i}", one) for i, one in enumerate(tests))]:
+        near = [] if test is None else alike.get((len(test.source), test.source.input_shape), [])
+        if test is None or not near:
+            continue
+        few = glance(test.source)
+        known = next((i for i in near if seen(i) == few and same_rows(test.source, every[i].source)), None)
+        if known is not None:
+            raise DataError(f"{which}: these are the rows that experience {known} trains on: give other rows, or test_fraction")
 
 
 def _set(given: object, name: str) -> tuple[GivenSet, GivenSet | None]:

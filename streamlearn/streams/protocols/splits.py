@@ -37,6 +37,7 @@ class ClassSplit:
         shuffle: bool,
         first: int | None = None,
     ) -> None:
+        classes = as_groups(classes)
         self.groups = class_groups(inputs.classes, experiences, classes, shuffle=shuffle, seed=inputs.seed, name=inputs.name, first=first)
         called = inputs.class_names or tuple(map(str, range(inputs.classes)))
         self.names = tuple("classes " + ", ".join(called[c] for c in group) for group in self.groups)
@@ -44,7 +45,7 @@ class ClassSplit:
             "experiences": len(self.groups),
             "classes": None if classes is None else [list(map(int, group)) for group in classes],
             "shuffle": bool(shuffle),
-            "first": first,
+            "first": None if first is None else int(first),
         }
         self._classes = inputs.classes
         self._train = RowsByClass(inputs.train.labels, inputs.classes)
@@ -66,6 +67,28 @@ class ClassSplit:
         relabel = torch.full((self._classes,), -1)
         relabel[list(self.groups[i])] = torch.arange(len(self.groups[i]))
         return relabel
+
+
+def as_groups(classes: Any) -> Any:
+    """Arrays, tensors and sets of class numbers as lists; all else as it is.
+
+    Example:
+        >>> as_groups([{3, 1}, range(2)])
+        [[1, 3], [0, 1]]
+    """
+    if hasattr(classes, "tolist"):
+        return classes.tolist()
+    if not isinstance(classes, (list, tuple)):
+        return classes
+    return [_as_list(group) for group in classes]
+
+
+def _as_list(group: Any) -> Any:
+    if isinstance(group, (set, frozenset)):
+        return sorted(group, key=hash)  # a whole number is its own hash, and what is none is refused later
+    if hasattr(group, "tolist"):
+        return group.tolist()
+    return list(group) if isinstance(group, range) else group
 
 
 def class_groups(

@@ -76,6 +76,11 @@ class DataFolder:
             DataError: none is.
         """
         found = self.search(*places)
+        folder = next((path for place in places if (path := self.path / place).is_dir()), None)
+        if found is None and folder is not None:
+            raise DataError(
+                f"source {self.source!r} needs a file {folder}, which is a folder: put the file itself there, out of the folder"
+            )
         if found is None:
             others = f" (or {' or '.join(places[1:])})" if places[1:] else ""
             raise DataError(f"source {self.source!r} needs the file {places[0]}{others}, which is not in {self.path}: {self.cure}")

@@ -29,6 +29,12 @@ def class_labels(source: Source) -> tuple[str, Tensor]:
     ((key, column),) = columns.items()
     what = f"the labels {key!r} of source {source.name!r}"
     dtype, shape = str(column.dtype).removeprefix("torch."), tuple(column.shape)
+    if column.is_floating_point() and column.dim() and _values(source, column):
+        scores = ", .argmax(1) of scores" if column.dim() == 2 and column.shape[1] > 1 else ""
+        raise DataError(
+            f"{what} are {dtype} values of shape {shape}, and this protocol needs classes: give class numbers{scores}, or take one for "
+            "values, which are data_incremental, domain_incremental, gradual_adaptation, joint, multitask and from_datasets"
+        )
     cure = _cure(column)
     if cure:
         raise DataError(
@@ -56,8 +62,12 @@ def regression_values(source: Source) -> tuple[str, Tensor] | None:
     if len(columns) != 1:
         return None
     ((key, column),) = columns.items()
-    said = getattr(source, "regression", False)
-    return (key, column) if column.is_floating_point() and (said or not bool((column == column.round()).all())) else None
+    return (key, column) if column.is_floating_point() and _values(source, column) else None
+
+
+def _values(source: Source, column: Tensor) -> bool:
+    """Whether the floats of a column are values, and no classes that were given in the wrong type."""
+    return bool(getattr(source, "regression", False)) or not bool((column == column.round()).all())
 
 
 def class_names(source: Source, classes: int) -> tuple[str, ...]:

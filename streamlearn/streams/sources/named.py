@@ -6,6 +6,8 @@ import importlib
 import inspect
 import json
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from streamlearn.errors import ConfigurationError, UnknownNameError
@@ -43,7 +45,8 @@ NAMES: dict[str, str] = {
 """Where each source is made: a module beside this one, and a function in it that gives a training and a test source, or ``None`` for
 the latter. Its arguments are the options that may follow the name."""
 
-_LOADED: dict[tuple[str, str], tuple[Source, Source | None]] = {}
+_LOADED: dict[tuple[str, str], tuple[object, tuple[Source, Source | None]]] = {}
+"""By name and data folder, what its files looked like when they were read, and what was made of them."""
 
 
 def canonical_name(text: str) -> str:
@@ -64,7 +67,8 @@ def canonical_name(text: str) -> str:
 
 
 def named_source(text: str) -> tuple[Source, Source | None]:
-    """The training source and the test source (if it has one) that ``text`` names; loaded once per process.
+    """The training source and the test source (if it has one) that ``text`` names; loaded once per process, and anew when the
+    files or folders that its options ``path``, ``test`` or ``root`` name have changed: in time, in size, or in what lies directly in them.
 
     Raises:
         UnknownNameError: no source, or no option of this source, is called so.
@@ -77,14 +81,41 @@ def named_source(text: str) -> tuple[Source, Source | None]:
         ('digits', 'digits/test')
     """
     key = (canonical_name(text), os.environ.get("STREAMLEARN_DATA", ""))
-    if key not in _LOADED:
-        name, options = _read(text)
-        parameters = inspect.signature(_function(name)).parameters.values()
-        missing = [p.name for p in parameters if p.default is p.empty and p.name not in options]
-        if missing:
-            raise ConfigurationError(f"source {text!r} needs the option {missing[0]!r}: write {name}:{missing[0]}=...")
-        _LOADED[key] = _function(name)(**options)
-    return _LOADED[key]
+    name, options = _read(text)
+    state = _state(options)
+    known = _LOADED.get(key)
+    if known is not None and known[0] == state:
+        return known[1]
+    parameters = inspect.signature(_function(name)).parameters.values()
+    missing = [p.name for p in parameters if p.default is p.empty and p.name not in options]
+    if missing:
+        raise ConfigurationError(f"source {text!r} needs the option {missing[0]!r}: write {name}:{missing[0]}=...")
+    made: tuple[Source, Source | None] = _function(name)(**options)
+    _LOADED[key] = state, made  # with the state from before reading: what changes meanwhile is read again
+    return made
+
+
+def _state(options: Mapping[str, Any]) -> object:
+    """What tells whether the files and folders that ``options`` name are still those that were read."""
+    root = os.environ.get("STREAMLEARN_DATA", "")
+    named = [Path(options[key]).expanduser() for key in ("path", "test", "root") if isinstance(options.get(key), str)]
+    return tuple(_stamps(place) for given in named for place in (given, *([Path(root).expanduser() / given] if root else [])))
+
+
+def _stamps(place: Path) -> tuple[object, ...]:
+    try:
+        inside = sorted(place.iterdir())
+    except OSError:  # a file, or nothing, of which the source itself tells
+        inside = []
+    return tuple((str(path.absolute()), _stamp(path)) for path in (place, *inside))
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
 
 
 def _read(text: str) -> tuple[str, dict[str, Any]]:

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from streamlearn.errors import DataError
+from streamlearn.streams.sources.tensors import native
 
 __all__ = ["Kind", "Pairs", "Workers", "read_rows"]
 
@@ -88,32 +88,41 @@ def _checked_pair(pair: Any, row: int, name: str) -> tuple[Tensor, Tensor]:
     x, y = pair
     if not isinstance(x, (Tensor, np.ndarray)):
         raise DataError(f"x in row {row} of source {name!r} is a {type(x).__name__}: give a tensor (for images, transform=ToTensor())")
+    for value, what in ((x, "x"), (y, "y")):
+        if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+            raise DataError(f"{what} in row {row} of source {name!r} holds a masked value: remove or repair such rows")
+        if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind == "f" and value.dtype.itemsize > 8:
+            raise DataError(f"{what} in row {row} of source {name!r} holds {value.dtype} values: convert them with .astype('float32')")
+    if isinstance(y, (str, bytes)):
+        raise DataError(f"y in row {row} of source {name!r} is the text {y!r}: give the number of its class, from 0")
     try:
         x, y = (
-            torch.as_tensor(_usable(x) if isinstance(x, np.ndarray) else x),
+            torch.as_tensor(native(x) if isinstance(x, np.ndarray) else x),
             torch.as_tensor(operator.index(y) if isinstance(y, np.integer) else y),
         )
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(
             f"row {row} of source {name!r} holds values that are not numbers ({error}): give tensors and class numbers"
         ) from error
+    _refuse_foreign(x, "x", row, name)
+    _refuse_foreign(y, "y", row, name)
     return (x.detach(), y.detach()) if x.requires_grad or y.requires_grad else (x, y)
 
 
-def _usable(x: NDArray[Any]) -> NDArray[Any]:
-    """The array as torch can take it, and as float32 if it holds doubles, which numpy chose rather than anybody."""
-    doubles = x.dtype.kind == "f" and x.dtype.itemsize == 8
-    with np.errstate(over="ignore"):  # an overflow becomes infinity, which is refused with its row
-        return np.require(x, np.dtype(np.float32) if doubles else x.dtype.newbyteorder("="), requirements=["C", "W"])
+def _refuse_foreign(value: Tensor, what: str, row: int, name: str) -> None:
+    """What cannot be stacked with others: tensors that are sparse, or lie elsewhere."""
+    if value.device.type != "cpu" or value.layout is not torch.strided:
+        where = f"lies on {value.device}" if value.device.type != "cpu" else "is sparse"
+        raise DataError(f"{what} in row {row} of source {name!r} {where}: give dense tensors on the CPU, batches are moved to the device")
 
 
 def _refuse_unreadable(x: Tensor, row: int, name: str) -> None:
-    """What no model reads: small integers, complex numbers, tensors that lie elsewhere."""
-    if x.device.type != "cpu" or x.layout != torch.strided:
-        where = f"lies on {x.device}" if x.device.type != "cpu" else "is sparse"
-        raise DataError(f"x in row {row} of source {name!r} {where}: give dense tensors on the CPU, batches are moved to the device")
+    """What no model reads: small integers, complex numbers, nothing at all."""
+    if x.numel() == 0:
+        raise DataError(f"x in row {row} of source {name!r} has no features (its shape is {tuple(x.shape)}): give at least one")
     if not x.is_floating_point() and x.dtype not in (torch.int32, torch.int64):
-        cure = "torch.view_as_real(x)" if x.is_complex() else "x.float() / 255, or transform=ToTensor(), for images"
+        cure = "x.float()" if x.dtype is not torch.uint8 else "x.float() / 255, or transform=ToTensor(), for images"
+        cure = "torch.view_as_real(x)" if x.is_complex() else cure
         raise DataError(f"x in row {row} of source {name!r} holds {_called(x.dtype)} values: give floats, for example {cure}")
 
 

@@ -30,7 +30,7 @@ class SparseSource:
         row_bytes: bytes of one input in a batch.
 
     Raises:
-        DataError: there are no rows, or a column has another length.
+        DataError: there are no rows or no features, or a column has another length.
 
     Example:
         >>> from scipy.sparse import csr_array
@@ -45,6 +45,8 @@ class SparseSource:
         self._rows = rows.tocsr().astype(np.float32, copy=False)
         if self._rows.shape[0] == 0:
             raise DataError(f"source {name!r} has no rows: give at least one")
+        if self._rows.shape[1] == 0:
+            raise DataError(f"an input of source {name!r} has no features: give at least one")
         strange = next((key for key, column in targets.items() if len(column) != len(self)), None)
         if strange is not None:
             raise DataError(f"source {name!r} has {len(self)} rows of x but {len(targets[strange])} of {strange!r}: give one for each row")

@@ -217,12 +217,20 @@ def _read(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pandas.errors.ParserWarning)  # rows longer than the line of names
+            header = pandas.read_csv(path, header=None, nrows=1, dtype=str, index_col=False).iloc[0].dropna().tolist()
+            _refuse_twice(header, path)  # pandas would call the second one "name.1"
             return pandas.read_csv(path, index_col=False, low_memory=False)
     except pandas.errors.EmptyDataError:
         raise DataError(f"{path} is empty: give a file with a line of column names and rows") from None
     except (ValueError, EOFError, OSError, pandas.errors.ParserWarning) as error:  # ParserError is a ValueError, and so is bad UTF-8
         reason = " ".join(str(error).split()).rstrip(".")
         raise DataError(f"{path} cannot be read as a table ({reason}): each row needs as many fields as there are column names") from error
+
+
+def _refuse_twice(header: list[str], path: Path) -> None:
+    twice = next((column for place, column in enumerate(header) if column in header[:place]), None)
+    if twice is not None:
+        raise DataError(f"{path} has two columns called {twice!r}: give every column a name of its own")
 
 
 def _names(given: object) -> list[str]:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from streamlearn.errors import DataError
 from streamlearn.streams.data import Columns
 
-__all__ = ["TensorSource", "as_tensor"]
+__all__ = ["TensorSource", "as_tensor", "native"]
 
 _CHUNK = 4096
 _INDEX_TYPES = (torch.int32, torch.int64)
 """Integers that a model reads as they are: numbers of tokens. Smaller ones are measurements (pixels) and become floats."""
+_TABLE = "streamlearn.streams.table_source(frame, target), or the source 'csv:path=...,target=...'"
 
 
 class TensorSource:
@@ -39,8 +41,8 @@ class TensorSource:
         row_bytes: bytes of one input in a batch. Telling it allows that rows of several small batches are taken at once.
 
     Raises:
-        DataError: there are no rows or no targets, lengths differ, a float is not finite, a label is negative, or ``x`` has
-            a type that no model can read.
+        DataError: there are no rows or no targets, lengths differ, a float is not finite, a label is negative, an input has no
+            features, or ``x`` has a type that no model can read.
 
     Example:
         >>> pixels = torch.tensor([[0, 51], [102, 255]], dtype=torch.uint8)
@@ -55,8 +57,11 @@ class TensorSource:
     ) -> None:
         self.name = name
         self.class_names = tuple(class_names)
-        self._x = _alone(_checked_inputs(x.detach(), name, divide_by))
-        self.targets: Mapping[str, Tensor] = {key: _checked_target(column.detach(), key, x, name) for key, column in targets.items()}
+        self._x = _alone(_checked_inputs(_dense(x, f"x of source {name!r}").detach(), name, divide_by))
+        self.targets: Mapping[str, Tensor] = {
+            key: _checked_target(_dense(column, f"target {key!r} of source {name!r}").detach(), key, x, name)
+            for key, column in targets.items()
+        }
         if not self.targets:
             raise DataError(f"source {name!r} has no targets: give at least one column")
         self._divide_by = divide_by
@@ -73,7 +78,7 @@ class TensorSource:
         A numpy array of doubles becomes float32 (nobody chose its precision); a tensor of doubles stays one.
 
         Raises:
-            DataError: as the class does, and when an array holds objects or text.
+            DataError: as the class does, and when an array holds objects, text, masked values or long doubles.
 
         Example:
             >>> TensorSource.from_arrays(np.zeros((3, 2)), [0, 1, 0], "arrays").take(torch.tensor([1])).x.dtype
@@ -127,20 +132,33 @@ def as_tensor(values: ArrayLike | Tensor, what: str) -> Tensor:
     """``values`` as a tensor; numpy's doubles become float32.
 
     Raises:
-        DataError: they are no numbers, or of no one shape; ``what`` says which they are.
+        DataError: they are no numbers, of no one shape, or some are masked; ``what`` says which they are.
     """
     if isinstance(values, Tensor):
         return values
+    if callable(getattr(values, "toarray", None)):
+        raise DataError(f"{what} are a sparse {type(values).__name__}: give its .toarray()")
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):  # asarray would take what lies under the mask
+        row = int(np.argwhere(values.mask)[0, 0]) if values.ndim else 0
+        raise DataError(f"row {row} of {what} holds a masked value: remove or repair such rows")
     try:
         array = np.asarray(values)
     except ValueError as error:
         raise DataError(f"{what} do not form an array ({error}): give rows of one shape") from error
+    if array.dtype.kind in "OSU":
+        raise DataError(f"{what} hold {array.dtype} values: give numbers, or a table, whose texts are numbered, to {_TABLE}")
     if array.dtype.kind not in "biuf":
         raise DataError(f"{what} hold {array.dtype} values: give numbers")
-    native = np.dtype(np.float32) if array.dtype.kind == "f" and array.dtype.itemsize == 8 else array.dtype.newbyteorder("=")
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        raise DataError(f"{what} hold {array.dtype} values, which torch does not know: convert them with .astype('float32')")
+    return torch.from_numpy(native(array))
+
+
+def native(array: NDArray[Any]) -> NDArray[Any]:
+    """``array`` as torch can take it, and as float32 if it holds doubles, which numpy chose rather than anybody."""
+    doubles = array.dtype.kind == "f" and array.dtype.itemsize == 8
     with np.errstate(over="ignore"):  # an overflow becomes infinity, which is refused with its row
-        array = array.astype(native, copy=False)
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+        return np.require(array, np.dtype(np.float32) if doubles else array.dtype.newbyteorder("="), requirements=["C", "W"])
 
 
 def _alone(x: Tensor) -> Tensor:
@@ -148,17 +166,29 @@ def _alone(x: Tensor) -> Tensor:
     return x.clone() if x.untyped_storage().nbytes() > x.nbytes else x
 
 
+def _dense(values: Tensor, what: str) -> Tensor:
+    if values.layout is not torch.strided:
+        raise DataError(f"{what} is a sparse tensor: give its .to_dense()")
+    return values
+
+
 def _checked_inputs(x: Tensor, name: str, divide_by: float | None) -> Tensor:
     if x.dim() == 0 or len(x) == 0:
         raise DataError(f"source {name!r} has no rows (x has shape {tuple(x.shape)}): give at least one")
+    if x[0].numel() == 0:
+        raise DataError(f"an input of source {name!r} has no features (x has shape {tuple(x.shape)}): give at least one")
     if x.device.type != "cpu":
         raise DataError(f"x of source {name!r} lies on {x.device}: keep sources on the CPU, batches are moved to the device")
     if x.is_complex():
         raise DataError(f"x of source {name!r} holds {_dtype(x)} values: give real numbers, for example torch.view_as_real(x)")
     if divide_by is None and not x.is_floating_point() and x.dtype not in _INDEX_TYPES:
-        raise DataError(
-            f"x of source {name!r} holds {_dtype(x)} values: give divide_by (255 for 8-bit images), or convert it with x.float()"
-        )
+        cure = "convert it with x.float(), or x.astype('float32') if it is an array"
+        if x.dtype is torch.uint8:
+            cure = (
+                "for images, give streamlearn.streams.TensorSource.from_arrays(x, y, name, divide_by=255) in place of (x, y); for other "
+                f"numbers, {cure}"
+            )
+        raise DataError(f"x of source {name!r} holds {_dtype(x)} values: {cure}")
     if divide_by is not None and (x.is_floating_point() or not 0 < divide_by < float("inf")):
         raise DataError(f"source {name!r} has divide_by={divide_by} and {_dtype(x)} x: it is a positive number, for integer x only")
     if x.is_floating_point():

@@ -217,6 +217,8 @@ def _place(header: list[str], column: str, path: Path) -> int:
         guess = nearest(column, header)
         offer = f"did you mean {guess!r}?" if guess else f"it has {', '.join(header) or 'none'}"
         raise DataError(f"{path} has no column {column!r}: {offer}")
+    if header.count(column) > 1:
+        raise DataError(f"{path} has two columns called {column!r}: give every column a name of its own")
     return header.index(column)
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -36,8 +37,25 @@ from streamlearn.streams import (
     validation,
 )
 from streamlearn.streams.data import Target, join
+from streamlearn.streams.partition import permutation
 from streamlearn.streams.protocols.episodes import Episodes
 from tests.core.support import sgd
+
+
+def test_an_experience_is_shuffled_once_for_all_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def counted(size: int, *, seed: int, purpose: str, number: int = 0) -> Tensor:
+        drawn.append(number)
+        return permutation(size, seed=seed, purpose=purpose, number=number)
+
+    monkeypatch.setattr("streamlearn.streams.operators.cutting.permutation", counted)
+    stream = online(class_incremental("digits", 5), np.int64(10), seed=np.int64(1))
+    assert [len(experience.data["train"]) for experience in stream][:2] == [10, 10]
+    assert drawn == [0, 1, 2, 3, 4]
+    assert (json.dumps(stream.description), stream.hash) == (
+        json.dumps((usual := online(class_incremental("digits", 5), 10, seed=1)).description), usual.hash,
+    )  # fmt: skip
 
 
 def arrays(rows: int, classes: int) -> tuple[Tensor, Tensor]:

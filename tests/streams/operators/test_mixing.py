@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import combinations, pairwise, product
@@ -29,6 +30,7 @@ from streamlearn.streams import (
     episodes,
     gradual,
     joint,
+    online,
     rebuild,
     task_free,
     task_incremental,
@@ -147,7 +149,7 @@ def test_blurry_gives_the_fraction_evenly(counts: list[int], experiences: int, f
 @settings(deadline=None)
 @given(st.integers(2, 12), st.integers(0, 40))
 def test_equal_gifts_change_no_size(experiences: int, count: int) -> None:
-    shares = list(even_exchange([count] * experiences))
+    shares = [row.tolist() for row in even_exchange([count] * experiences)]
     assert [sum(row) for row in shares] == [count] * experiences
     assert [sum(column) for column in zip(*shares, strict=True)] == [count] * experiences
     assert all(shares[i][i] == 0 for i in range(experiences))
@@ -163,7 +165,7 @@ def test_sizes_change_as_little_as_even_exchanges_allow(counts: list[int]) -> No
     def change(more: Any) -> int:
         return sum(abs(counts[j] - sum(row[j] for row in base) - sum(j in row for row in more)) for j in range(size))
 
-    found = list(even_exchange(counts))
+    found = [row.tolist() for row in even_exchange(counts)]
     mine = sum(abs(counts[j] - sum(row[j] for row in found)) for j in range(size))
     assert mine == min(change(more) for more in product(*choices))
 
@@ -177,6 +179,16 @@ def test_disjoint_classes_never_leave(disjoint: float, seed: int) -> None:
     home = {c: i for i, e in enumerate(base) for c in e.classes["class"]}
     moved = {c for i, e in enumerate(stream) for c in e.classes["class"] if home[c] != i}
     assert len(moved) == 10 - round(disjoint * 10)
+
+
+def test_thousands_of_small_experiences_are_blurred_at_once() -> None:
+    base = online(class_incremental((torch.arange(7500.0).view(-1, 1), torch.arange(7500) % 10), 5), rows=2)
+    stream = blurry(base, 0.5)
+    started = time.monotonic()
+    rows = [part.indices for i in (0, 1500, 2999) for part in stream[i].data["train"].parts()]
+    assert time.monotonic() - started < 20, "nothing grows with the square of their number but one vector operation each"
+    assert len(base) == 3000
+    assert torch.cat(rows).unique().numel() == 6
 
 
 def test_blurry_tasks_are_those_of_the_rows() -> None:

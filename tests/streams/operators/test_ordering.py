@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -46,6 +47,14 @@ def arrays(rows: int, classes: int, start: float = 0.0) -> tuple[Tensor, Tensor]
 
 def rows(experience: Experience, role: str = "train") -> list[int]:
     return [row for part in experience.data[role].parts() for row in part.indices.tolist()]
+
+
+@pytest.mark.parametrize("order", [np.array([0, 1, 0]), torch.tensor([0, 1, 0]), (0, 1, 0)])
+def test_an_order_may_be_an_array(order: Any) -> None:
+    stream = recurring(class_incremental("digits", 5), np.int64(2), order=order, split=True, seed=np.int64(3))
+    usual = recurring(class_incremental("digits", 5), 2, order=[0, 1, 0], split=True, seed=3)
+    assert json.dumps(stream.description) == json.dumps(usual.description)
+    assert [experience.name[-7:] for experience in stream] == [f"visit {n}" for n in (1, 1, 2, 3, 2, 4)]
 
 
 # ---------------------------------------------------------------------- recurring

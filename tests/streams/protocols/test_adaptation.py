@@ -131,8 +131,8 @@ def test_domains_given_by_the_user_or_by_name() -> None:
     assert len(stream[0].data["target"]) == 12
     with pytest.raises(ConfigurationError, match="built from objects given by the user"):
         rebuild(stream.description)
-    named = adaptation("digits", "digits")
-    assert named.tasks[0].size == 10
+    named = adaptation("sea:rows=40", "sea:rows=40,seed=1")
+    assert named.tasks[0].size == 2
     assert rebuild(named.description).hash == named.hash
 
 
@@ -240,8 +240,34 @@ def test_several_sources_are_domains_of_their_own() -> None:
 
 
 def test_a_source_without_all_classes_says_so() -> None:
-    stream = adaptation((torch.rand(4, 2), torch.tensor([0, 2, 2, 0])), (torch.rand(4, 2), torch.tensor([1, 1, 2, 0])))
-    assert list(stream[0].classes.values()) == [(0, 2)]
+    labels, there = torch.tensor([0, 2, 2, 0]), (torch.rand(4, 2), torch.tensor([1, 1, 2, 0]))
+    with pytest.raises(DataError, match="no row of source 'source' has the class 1, though labels run to 2: number classes from 0"):
+        adaptation((torch.rand(4, 2), labels), there)
+    one, other = (TensorSource(torch.rand(4, 2), {"y": y}, name) for name, y in (("a", labels), ("b", labels // 2)))
+    assert list(adaptation([one, other], there)[0].classes.values()) == [(0, 1, 2)], "together they have all"
+    with pytest.raises(DataError, match=r"no row of source 'a \+ c' has the class 1"):
+        adaptation([one, TensorSource(torch.rand(2, 2), {"y": labels[:2]}, "c")], there)
+
+
+@pytest.mark.parametrize("case", [("digits", "digits"), ("digits", "Digits"), "equal", "among several"])
+def test_the_target_is_no_source(case: Any) -> None:
+    x, y = torch.rand(9000, 2), torch.arange(9000) % 3
+    pairs = {"equal": ((x, y), (x.double(), y.flip(0))), "among several": ([(x + 1, y), (x, y)], (x.clone(), y))}
+    here, there = case if isinstance(case, tuple) else pairs[case]
+    with pytest.raises(DataError, match=r"target domain '.*' has the rows of source domain '.*', whose labels are trained on"):
+        adaptation(here, there)
+    other = x.clone()
+    other[5000, 1] += 1
+    assert len(adaptation((x, y), (other, y))[0].data["target"]) == 9000, "one other row makes other rows"
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    import json
+
+    usual = adaptation("moons", rows=20, noise=0.5, degrees=20)
+    same = adaptation("moons", rows=np.int64(20), noise=np.float32(0.5), degrees=np.int64(20), seed=np.uint8(0))
+    assert json.dumps(same.description) == json.dumps(usual.description)
+    assert same.hash == usual.hash
 
 
 def test_sources_come_in_the_shape_of_the_first() -> None:
@@ -255,7 +281,7 @@ def test_sources_come_in_the_shape_of_the_first() -> None:
 
 
 def test_one_source_in_a_list_is_one_source() -> None:
-    assert adaptation(["digits"], "digits")[0].data["train"].parts()[0].domain == "source"
+    assert adaptation(["sea:rows=40"], "sea:rows=40,seed=1")[0].data["train"].parts()[0].domain == "source"
 
 
 @pytest.mark.parametrize("source_free", [False, True])
@@ -295,7 +321,7 @@ def test_labelled_moons_are_built_again() -> None:
 
 
 def test_names_are_told_in_one_way() -> None:
-    assert adaptation("Digits", "digits").hash == adaptation("digits", "Digits").hash
+    assert adaptation("Sea", "sea:seed=1").hash == adaptation("sea", "Sea:seed=1").hash
 
 
 @pytest.mark.parametrize(
@@ -308,7 +334,7 @@ def test_names_are_told_in_one_way() -> None:
         ([named("a", 6, 2), named("b", 6, 2, shape=(4,))], {}, r"inputs of 'a' have shape \(3,\), of 'b' \(4,\): make them equal"),
         (named("a", 6, 2), {"labelled_target": 3}, "class 0 of target domain 'there' has 3 rows, and labelled_target is 3: leave"),
         (named("a", 6, 2), {"labelled_target": -1}, "labelled_target is -1: give a whole number of at least 0"),
-        ([named("a", 6, 1), named("b", 6, 1)], {}, "label 1, but the sources have the classes 0 to 0"),
+        ([named("a", 6, 1, seed=1), named("b", 6, 1, seed=2)], {}, "label 1, but the sources have the classes 0 to 0"),
     ],
 )
 def test_domains_that_do_not_fit_are_refused(source: Any, options: dict[str, Any], message: str) -> None:

@@ -112,7 +112,7 @@ def test_named_sources_are_built_again_and_objects_are_not() -> None:
     assert len(stream.evaluation(0).data) == 359, "the test rows that the source has"
     iris = from_datasets(["iris"], seed=3)
     assert rows(rebuild(json.loads(json.dumps(iris.description)))) == rows(iris)
-    for test in (None, parts(3), (numbered(4) - 9, torch.arange(4))):
+    for test in (None, [(x + 0.5, y) for x, y in parts(3)], (numbered(4) - 9, torch.arange(4))):
         own = from_datasets(parts(), test)
         json.dumps(own.description)
         with pytest.raises(ConfigurationError, match="objects given by the user"):
@@ -283,6 +283,13 @@ def test_training_rows_are_no_test_rows_and_a_kind_of_tasks_is_known() -> None:
     source = TensorSource(numbered(8), {"y": torch.arange(8) % 2}, "own")
     with pytest.raises(DataError, match="test rows: source 'own' is also trained on: give other rows, or test_fraction"):
         from_datasets([source], source)
+    first, second, third = parts()
+    for test in ([None, None, first], [second, None, None], (third[0].double().float(), third[1].flip(0))):
+        with pytest.raises(DataError, match=r"test rows.*: these are the rows that experience \d trains on: give other rows"):
+            from_datasets([first, second, third], test)
+    nearly = third[0].clone()
+    nearly[-2] += 1
+    assert len(from_datasets([first, second, third], (nearly, third[1])).sets) == 1, "one other row makes other rows"
     with pytest.raises(UnknownNameError, match="unknown kind of tasks 'share': did you mean 'shared'"):
         from_datasets([source], tasks="share")
 

@@ -110,6 +110,8 @@ def test_regression_has_no_classes() -> None:
     [
         ({"shift": "permutation"}, UnknownNameError, "unknown shift 'permutation'"),
         ({"shift": "contrast", "amount": 6}, DataError, "severity is 6: give a number from 1 to 5"),
+        ({"shift": 3}, DataError, "shift is 3: give 'rotation' or a kind .*; for the number of experiences write experiences=3"),
+        ({"shift": None}, DataError, "shift is None: give 'rotation' or a kind of corruption, such as 'gaussian_noise'$"),
         ({"amount": 0}, DataError, "amount is 0: give the degrees of the last domain, from -360 to 360 but not 0"),
         ({"amount": 361}, DataError, "amount is 361"),
         ({"amount": "much"}, DataError, "amount is 'much'"),

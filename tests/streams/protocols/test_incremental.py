@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -262,6 +263,15 @@ REFUSED: list[tuple[Callable[[], Stream], str]] = [
     ),
     (lambda: class_incremental((X, Y - 1)), "row 0 of source 'data' has the negative label -1 in 'y': number classes from 0"),
     (lambda: class_incremental((X, Y.float())), "convert them with .long()"),
+    (
+        lambda: class_incremental((X, Y / 3)),
+        "are float32 values of shape (8,), and this protocol needs classes: give class numbers, or take",
+    ),
+    (
+        lambda: class_incremental("diabetes"),
+        "which are data_incremental, domain_incremental, gradual_adaptation, joint, multitask and from_",
+    ),
+    (lambda: class_incremental((X, Y), test=(X.double(), Y.flip(0))), "the 8 test rows of 'data/test' are the training rows of 'data'"),
     (lambda: class_incremental((X, Y.unsqueeze(1))), "convert them with .squeeze(1)"),
     (
         lambda: class_incremental((X, Y), classes=[[0, 1], [9]]),
@@ -364,6 +374,22 @@ def test_one_source_cannot_train_and_test() -> None:
     source = TensorSource(X, {"y": Y}, "toy")
     with pytest.raises(DataError, match="source 'toy' is given for training and for testing: give other rows as test"):
         class_incremental(source, 2, test=source)
+
+
+def test_one_data_set_cannot_train_and_test() -> None:
+    rows = TensorDataset(X, Y)
+    with pytest.raises(DataError, match="the same object is given for training and for testing: give other rows as test, or leave it out"):
+        class_incremental(rows, 2, test=rows)
+    with pytest.raises(DataError, match="the 8 test rows of 'data/test' are the training rows of 'data'"):
+        class_incremental(rows, 2, test=TensorDataset(X, Y))
+
+
+@pytest.mark.parametrize("classes", [np.array([[0, 1], [2, 3]]), [{1, 0}, frozenset({2, 3})], [np.array([0, 1]), range(2, 4)]])
+def test_arrays_and_sets_say_which_classes_come_together(classes: Any) -> None:
+    usual = class_incremental((X, Y), classes=[[0, 1], [2, 3]], test_fraction=0.5, seed=1)
+    same = class_incremental((X, Y), classes=classes, test_fraction=np.float64(0.5), seed=np.int64(1))
+    assert json.dumps(same.description) == json.dumps(usual.description)
+    assert same.hash == usual.hash
 
 
 def test_unknown_names_are_refused() -> None:

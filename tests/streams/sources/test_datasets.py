@@ -11,6 +11,7 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, Te
 from streamlearn.errors import DataError
 from streamlearn.streams.sources import DatasetSource, TensorSource, dataset_source
 from streamlearn.streams.sources.datasets import known_targets
+from streamlearn.streams.sources.subsets import inputs_in_memory
 
 
 class Images(Dataset):
@@ -40,7 +41,7 @@ def test_targets_are_found_without_decoding() -> None:
     images = Images(1000, targets=True)
     source = DatasetSource(images, "images")
     assert source.targets["y"].tolist() == [i % 3 for i in range(1000)]
-    assert images.decoded <= 4
+    assert images.decoded <= 36
     assert source.class_names == ("a", "b", "c")
     assert (len(source), source.input_shape) == (1000, (1, 2, 2))
 
@@ -120,7 +121,18 @@ class Stream(IterableDataset):
         return iter([])
 
 
+class Sized(Stream):
+    def __len__(self) -> int:
+        return 5
+
+
+class Unfinished(Dataset):
+    def __len__(self) -> int:
+        return 5
+
+
 ZERO = torch.zeros(2)
+MASKED = np.ma.masked_array([1.0, 2.0], mask=[False, True])
 
 
 @pytest.mark.parametrize(
@@ -131,13 +143,28 @@ ZERO = torch.zeros(2)
         ([{"x": 1}], "row 0 of source 's' is a dict: the data set must give pairs (x, y)"),
         ([(ZERO, 1, 2)], "row 0 of source 's' is 3 values: the data set must give pairs (x, y)"),
         ([("pixels", 1)], "x in row 0 of source 's' is a str: give a tensor (for images, transform=ToTensor())"),
-        ([(ZERO, "cat")], "row 0 of source 's' holds values that are not numbers"),
+        ([(ZERO, "cat")], "y in row 0 of source 's' is the text 'cat': give the number of its class, from 0"),
+        (Sized(), "the Sized of source 's' is not map-style: give one with __len__ and __getitem__"),
+        (Unfinished(), "the Unfinished of source 's' is not map-style: give one with __len__ and __getitem__"),
+        ([(torch.zeros(0), 1)], "x in row 0 of source 's' has no features (its shape is (0,)): give at least one"),
+        ([(MASKED, 1)], "x in row 0 of source 's' holds a masked value: remove or repair such rows"),
+        ([(ZERO, MASKED)], "y in row 0 of source 's' holds a masked value: remove or repair such rows"),
+        ([(ZERO, 0), (ZERO.to_sparse(), 1)], "x in row 1 of source 's' is sparse: give dense tensors on the CPU"),
+        ([(ZERO, ZERO.to_sparse())], "y in row 0 of source 's' is sparse: give dense tensors on the CPU"),
         ([(ZERO, 0), (torch.zeros(3), 1)], "row 1 of source 's' has shape (3,) but others have (2,): bring all to one shape"),
     ],
 )
 def test_wrong_data_sets_are_refused(rows, message: str) -> None:
     with pytest.raises(DataError, match=re.escape(message)):
         DatasetSource(rows, "s")
+
+
+@pytest.mark.skipif(np.dtype(np.longdouble).itemsize == 8, reason="long doubles are doubles on this platform")
+def test_long_doubles_are_refused() -> None:
+    said = re.escape(f"row 0 of source 's' holds {np.dtype(np.longdouble)} values: convert them with .astype('float32')")
+    for pair, what in (((np.zeros(2, np.longdouble), 1), "x"), ((ZERO, np.longdouble(1)), "y")):
+        with pytest.raises(DataError, match=f"{what} in {said}"):
+            DatasetSource([pair], "s")
 
 
 @pytest.mark.parametrize("workers", [-1, 1.5, "two", True, None])
@@ -230,6 +257,7 @@ def test_a_row_unlike_the_others_is_named_by_a_process_too() -> None:
         (torch.zeros(2, dtype=torch.uint8), "x in row 0 of source 's' holds uint8 values: give floats, for example x.float() / 255, or"),
         (torch.zeros(2, dtype=torch.complex64), "holds complex64 values: give floats, for example torch.view_as_real(x)"),
         (torch.zeros(2, device="meta"), "x in row 0 of source 's' lies on meta: give dense tensors on the CPU"),
+        (torch.zeros(2, dtype=torch.bool), "x in row 0 of source 's' holds bool values: give floats, for example x.float()"),
         (torch.eye(2).to_sparse(), "x in row 0 of source 's' is sparse: give dense tensors on the CPU"),
         ([0.0, 1.0], "x in row 0 of source 's' is a list: give a tensor"),
     ],
@@ -279,3 +307,139 @@ def test_a_data_set_may_tell_its_content() -> None:
 def test_large_values_whose_sum_overflows_are_finite() -> None:
     largest = torch.full((2,), torch.finfo(torch.float32).max)
     assert torch.equal(DatasetSource([(largest, 0)], "s").take(torch.tensor([0, 0])).x, largest.expand(2, 2))
+
+
+class Relabelled(Dataset):
+    """Noise on the labels of some rows, of which the attribute ``targets`` knows nothing."""
+
+    def __init__(self, rows: int, noisy: set[int], floats: bool = False) -> None:
+        self.targets, self.noisy, self._floats = [0] * rows, noisy, floats
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, float]:
+        if self._floats:
+            return torch.zeros(2), 0.5 if i in self.noisy else 0.0
+        return torch.zeros(2), 256 if i in self.noisy else 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stale_label_that_no_probe_meets_is_refused_when_its_row_is_taken(workers: int) -> None:
+    source = DatasetSource(Relabelled(1000, {7}), "s", workers=workers)
+    assert source.take(torch.tensor([6, 8])).targets["y"].tolist() == [0, 0]
+    message = (
+        "row 7 of source 's' has the target 256, but the targets that the Relabelled keeps beside its rows say 0: bring its attribute "
+        "targets (or labels) up to date, or remove it, and targets are read from the rows"
+    )
+    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+        source.take(torch.tensor([6, 7]))
+
+
+def test_a_stale_label_in_one_of_twenty_rows_leads_to_reading_them_all() -> None:
+    for row in range(20):
+        assert DatasetSource(Relabelled(20, {row}), "s").targets["y"].nonzero().tolist() == [[row]]
+    halves = DatasetSource(Relabelled(20, {7}, floats=True), "s").targets["y"]
+    assert halves[7] == 0.5, "a half is not the class 0"
+
+
+def test_a_label_of_the_type_of_bytes_does_not_overflow_into_agreement() -> None:
+    rows = [(ZERO, torch.tensor(0, dtype=torch.uint8)) for _ in range(4)]
+    images = Images(4)
+    images.targets = [256] * 4
+    images.__class__ = type("Bytes", (Images,), {"__getitem__": lambda self, i: rows[i]})
+    assert DatasetSource(images, "s").targets["y"].tolist() == [0] * 4
+
+
+def test_probing_more_rows_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(0)
+    DatasetSource(Images(1000, noise=True, targets=True), "s")
+    after = torch.rand(())
+    torch.manual_seed(0)
+    for _ in range(4):  # the first row, and three that are read as a batch is
+        torch.rand(())
+    assert torch.equal(torch.rand(()), after)
+
+
+def test_a_label_that_changes_from_reading_to_reading_is_refused() -> None:
+    pairs = [(ZERO, 0), (ZERO, 1), (ZERO, 2)]
+    source = DatasetSource(pairs, "s")
+    pairs[1] = (ZERO, 5)
+    message = "row 1 of source 's' has the target 5, but had 1 when it was first read: let the data set give the same target"
+    with pytest.raises(DataError, match=re.escape(message)):
+        source.take(torch.tensor([2, 1]))
+
+
+def test_more_targets_than_rows_are_refused() -> None:
+    images = Images(9)
+    images.targets = [0] * 12
+    message = (
+        "source 's' has 9 rows, says its len(), but its Images keeps 12 targets: correct its __len__, or keep only the targets of its rows"
+    )
+    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+        DatasetSource(images, "s")
+
+
+X, LABELS = torch.arange(24.0).view(12, 2), torch.arange(12) % 3
+PAIRS = TensorDataset(X, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ([0, 999], "index 999 in place 1 of the Subset of source 's' does not exist: its data set has 12 rows, give numbers from 0 to 11"),
+        ([0, -13], "index -13 in place 1 of the Subset of source 's' does not exist"),
+        (LABELS < 1, "the indices of the Subset of source 's' are a mask: give the numbers of the rows, [row for row, kept in enumerate"),
+        ((LABELS < 1).tolist(), "are a mask"),
+        ((LABELS < 1).numpy(), "are a mask"),
+        ([0.0, 1.0], "the indices of the Subset of source 's' are float32 of shape (2,): give a list of row numbers"),
+        (torch.zeros(2, 2).long(), "are int64 of shape (2, 2): give a list of row numbers"),
+    ],
+)
+def test_a_subset_of_rows_that_do_not_exist_is_refused(indices, message: str) -> None:
+    for dataset in (Subset(PAIRS, indices), ConcatDataset([PAIRS, Subset(PAIRS, indices)]), Subset(Subset(PAIRS, indices), [0])):
+        with pytest.raises(DataError, match=re.escape(message)):
+            dataset_source(dataset, "s")
+
+
+@pytest.mark.parametrize("indices", [[3, -1, 3], np.array([3, 11, 3]), torch.tensor([3, 11, 3]), range(3, 12, 4)])
+def test_a_subset_by_any_list_of_numbers_is_taken(indices) -> None:
+    source = dataset_source(Subset(PAIRS, indices), "s")
+    x, targets = source.take(torch.arange(len(indices)))
+    rows = torch.tensor([int(row) for row in indices])
+    assert torch.equal(x, X[rows])
+    assert torch.equal(targets["y"], LABELS[rows])
+
+
+def test_the_fingerprint_tells_the_type_of_inputs_and_inputs_in_memory() -> None:
+    def parts(x: Tensor) -> ConcatDataset:
+        pairs = TensorDataset(x, LABELS)
+        return ConcatDataset([Subset(pairs, [5, 2]), pairs])
+
+    prints = [DatasetSource(parts(x), "s").fingerprint() for x in (X, X.clone(), X + 1, X.double())]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
+    kinds = [DatasetSource([(torch.zeros(2, dtype=kind), 0)], "s").fingerprint() for kind in (torch.float32, torch.float64, torch.int64)]
+    assert len(set(kinds)) == 3
+
+
+def test_inputs_in_memory_are_those_of_the_rows() -> None:
+    dataset = Subset(ConcatDataset([Subset(PAIRS, [5, -2]), PAIRS, Subset(PAIRS, [1])]), [14, 0, 1, 7, 2])
+    inputs = inputs_in_memory(dataset)
+    assert inputs is not None
+    for rows in ([4, 0, 3, 3], [2], [0, 1, 2, 3, 4]):
+        assert torch.equal(inputs(torch.tensor(rows)), torch.stack([dataset[row][0] for row in rows]))
+    assert inputs_in_memory(ConcatDataset([PAIRS, Images()])) is None
+
+
+class Doubled(TensorDataset):
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        return 2 * x, 2 - y
+
+
+def test_a_tensor_dataset_that_changes_its_rows_is_read_row_by_row() -> None:
+    changed = Doubled(X, LABELS)
+    x, targets = dataset_source(changed, "s").take(torch.tensor([4]))
+    assert (x.tolist(), targets["y"].tolist()) == ([[16.0, 18.0]], [1])
+    assert inputs_in_memory(changed) is None

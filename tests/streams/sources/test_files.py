@@ -165,3 +165,15 @@ def test_without_pillow_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(MissingExtraError, match=re.escape("reading images needs the package 'pillow', which is not installed: run  pip")):
         read_image("a.png", "a", "L", 8)
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    place = DataFolder.of("mnist", tmp_path, "a", CALL)
+    folder = tmp_path.resolve() / "a"
+    with pytest.raises(DataError, match=re.escape(f"source 'mnist' needs a file {folder}, which is a folder: put the file itself there")):
+        place.find("a", "a.gz")
+    (tmp_path / "a.gz").touch()
+    assert place.find("a", "a.gz") == tmp_path.resolve() / "a.gz"
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path} cannot be read: ")):
+        read_idx(tmp_path, 3)

@@ -43,7 +43,9 @@ def test_a_foreign_source_is_read_once_in_order() -> None:
 @pytest.mark.parametrize(
     ("column", "said"),
     [
-        (torch.rand(4), "are float32 of shape (4,): class numbers are integers of shape (4,), convert them with .long()"),
+        (torch.arange(4.0), "are float32 of shape (4,): class numbers are integers of shape (4,), convert them with .long()"),
+        (torch.arange(4) / 3, "are float32 values of shape (4,), and this protocol needs classes: give class numbers, or take one for"),
+        (torch.ones(4, 2) / 3, "needs classes: give class numbers, .argmax(1) of scores, or take one for values, which"),
         (
             torch.ones(4, 1, dtype=torch.int64),
             "are int64 of shape (4, 1): class numbers are integers of shape (4,), convert them with .squeeze(1)",

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from streamlearn.errors import ConfigurationError, UnknownNameError
@@ -38,3 +41,34 @@ def test_every_name_leads_to_a_function() -> None:
         module, _, function = place.partition(":")
         assert name == name.lower().replace("_", "-")
         assert callable(getattr(importlib.import_module(f"streamlearn.streams.sources.{module}"), function))
+
+
+def test_files_that_changed_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pandas")
+    path = tmp_path / "rows.csv"
+    name = f"csv:path={path},target=kind"
+    path.write_text("size,kind\n1,a\n2,b\n")
+    source = named_source(name)[0]
+    assert named_source(name)[0] is source
+    path.write_text("size,kind\n1,a\n2,b\n3,b\n")
+    assert len(named_source(name)[0]) == 3
+    path.write_text("size,kind\n1,b\n2,a\n3,a\n")  # as long as before
+    os.utime(path, ns=(1, 1))
+    assert named_source(name)[0].targets["y"].tolist() == [1, 0, 0]  # type: ignore[attr-defined]
+    monkeypatch.setenv("STREAMLEARN_DATA", str(tmp_path))
+    below = named_source("csv:path=rows.csv,target=kind")[0]
+    assert named_source("csv:path=rows.csv,target=kind")[0] is below
+    os.utime(path, ns=(2, 2))
+    assert named_source("csv:path=rows.csv,target=kind")[0] is not below
+
+
+def test_a_folder_in_which_something_changed_is_read_again(tmp_path: Path) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    for kind in ("cat", "dog"):
+        (tmp_path / kind).mkdir()
+        pillow.new("RGB", (2, 2)).save(tmp_path / kind / "1.png")
+    name = f"folder:path={tmp_path},size=2"
+    assert named_source(name)[0] is named_source(name)[0]
+    pillow.new("RGB", (2, 2)).save(tmp_path / "dog" / "2.png")
+    os.utime(tmp_path / "dog", ns=(1, 1))  # whatever the clock of the file system
+    assert len(named_source(name)[0]) == 3

@@ -295,3 +295,20 @@ def test_whole_numbers_that_are_values_make_a_regression() -> None:
     stream = data_incremental(source, 2, shuffle=False)
     assert stream.tasks[0].kind == "regression"
     assert stream[0].data["train"].batch(torch.tensor([0])).targets["table"].shape == (1, 1)
+
+
+@pytest.mark.parametrize("header", ["size,size,kind", "kind,size,kind", '"size",size,kind'])
+def test_a_name_that_two_columns_of_a_file_have_is_refused(tmp_path: Path, header: str) -> None:
+    for name in ("rows.csv", "rows.csv.gz"):
+        path = tmp_path / name
+        content = f"{header}\n1,2,a\n3,4,b\n".encode()
+        path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+        twice = "kind" if header.startswith("kind") else "size"
+        with pytest.raises(DataError, match=re.escape(f"{path} has two columns called {twice!r}: give every column a name of its own")):
+            csv_file(str(path), "kind")
+
+
+def test_names_like_those_that_pandas_makes_up_are_no_duplicates(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("\ufeffsize,size.1,kind\n1,2,a\n3,5,b\n")
+    assert [feature.name for feature in csv_file(str(path), "kind")[0].features] == ["size", "size.1"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 
 from streamlearn.errors import DataError
 from streamlearn.streams.sources import TensorSource
@@ -72,6 +73,7 @@ def test_the_users_gradients_are_left_alone() -> None:
 
 
 NAN, INF = torch.zeros(3, 2), torch.zeros(3, 2)
+MASKED = np.ma.masked_array(np.ones((3, 2)), mask=[[False, False], [False, True], [True, True]])
 NAN[1, 1], INF[2, 0] = float("nan"), float("inf")
 WRONG = [
     (lambda: TensorSource(torch.zeros(3, 2), {"y": Y[:2]}, "s"), "source 's' has 3 rows of x but 2 of 'y': give one target for each row"),
@@ -88,7 +90,8 @@ WRONG = [
     ),
     (
         lambda: TensorSource(torch.zeros(3, 2, dtype=torch.uint8), {"y": Y}, "s"),
-        "x of source 's' holds uint8 values: give divide_by (255 for 8-bit images), or convert it with x.float()",
+        "x of source 's' holds uint8 values: for images, give streamlearn.streams.TensorSource.from_arrays(x, y, name, divide_by=255) in "
+        "place of (x, y); for other numbers, convert it with x.float(), or x.astype('float32') if it is an array",
     ),
     (
         lambda: TensorSource(torch.zeros(3, 2), {"y": Y}, "s", divide_by=255),
@@ -110,6 +113,20 @@ WRONG = [
         lambda: TensorSource.from_arrays([[1.0], [1e300]], [0, 1], "s"),
         "row 1 of x of source 's' holds infinity: remove or repair such rows",
     ),
+    (
+        lambda: TensorSource.from_arrays(np.ones((3, 2), bool), Y, "s"),
+        "x of source 's' holds bool values: convert it with x.float(), or x.astype('float32') if it is an array",
+    ),
+    (lambda: TensorSource.from_arrays(torch.eye(3).to_sparse(), Y, "s"), "x of source 's' is a sparse tensor: give its .to_dense()"),
+    (lambda: TensorSource.from_arrays(torch.eye(3), Y.to_sparse(), "s"), "target 'y' of source 's' is a sparse tensor: give its .to_dense"),
+    (lambda: TensorSource.from_arrays(csr_array(np.eye(3)), Y, "s"), "x of source 's' are a sparse csr_array: give its .toarray()"),
+    (lambda: TensorSource.from_arrays(MASKED, Y, "s"), "row 1 of x of source 's' holds a masked value: remove or repair such rows"),
+    (lambda: TensorSource.from_arrays(np.eye(3), MASKED[:, 1], "s"), "row 1 of the labels of source 's' holds a masked value"),
+    (lambda: TensorSource(torch.zeros(3, 0), {"y": Y}, "s"), "an input of source 's' has no features (x has shape (3, 0)): give at least"),
+    (
+        lambda: TensorSource.from_arrays(np.zeros((1, 2)), np.array(["a"], dtype=object), "s"),
+        "give numbers, or a table, whose texts are numbered, to streamlearn.streams.table_source(frame, target), or the source 'csv:path=",
+    ),
     (lambda: TensorSource.from_arrays([[1.0], [1.0, 2.0]], [0, 1], "s"), "x of source 's' do not form an array ("),
     (lambda: TensorSource.from_arrays(np.zeros((3, 2)), ["a", "b", "c"], "s"), "the labels of source 's' hold <U1 values: give numbers"),
 ]
@@ -126,3 +143,17 @@ def test_a_bad_row_far_down_is_named() -> None:
     x[9_999, 1] = float("nan")
     with pytest.raises(DataError, match="row 9999 of x"):
         TensorSource(x, {"y": torch.zeros(10_000, dtype=torch.int64)}, "s")
+
+
+def test_a_masked_array_without_masked_values_is_an_array() -> None:
+    x = np.ma.masked_array(np.ones((3, 2)), mask=False)
+    assert TensorSource.from_arrays(x, Y, "s").take(torch.tensor([0])).x.tolist() == [[1.0, 1.0]]
+
+
+@pytest.mark.skipif(np.dtype(np.longdouble).itemsize == 8, reason="long doubles are doubles on this platform")
+def test_long_doubles_are_refused() -> None:
+    said = re.escape(f"hold {np.dtype(np.longdouble)} values, which torch does not know: convert them with .astype('float32')")
+    with pytest.raises(DataError, match=f"x of source 's' {said}"):
+        TensorSource.from_arrays(np.ones((3, 2), np.longdouble), Y, "s")
+    with pytest.raises(DataError, match=f"the labels of source 's' {said}"):
+        TensorSource.from_arrays(np.ones((3, 2)), np.ones(3, np.longdouble), "s")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 from sklearn.feature_extraction.text import HashingVectorizer
 from torch.optim import Adam
 
@@ -243,3 +244,15 @@ def test_real_questions_can_be_learnt() -> None:
     assert (len(stream[0].data["train"]), len(stream.evaluation(0).data), stream.tasks[0].size) == (10_003, 3_080, 77)
     result = Engine(models.mlp(stream, (64,)), lambda p: Adam(p, lr=0.005), epochs=4, batch_size=64, evaluate="end").run(stream)
     assert float(result.metrics["average_accuracy"]) > 0.7
+
+
+def test_a_name_that_two_columns_have_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mail.csv"
+    path.write_text("text,category,text\nbuy now,spam,a\nhow are you,ham,b\n")
+    with pytest.raises(DataError, match=re.escape(f"{path} has two columns called 'text': give every column a name of its own")):
+        text_file(str(path))
+
+
+def test_rows_without_features_are_refused() -> None:
+    with pytest.raises(DataError, match="an input of source 's' has no features: give at least one"):
+        SparseSource(csr_array((3, 0), dtype=np.float32), {"y": torch.arange(3)}, "s")
