@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streamlearn.errors import ConfigurationError
+from streamlearn.errors import ConfigurationError, UnknownNameError
 from streamlearn.options import parse, parse_chain
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ class Asked:
     plugin: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME:key=value,...", show_default=False, help="A plugin; repeat it, in order. Replaces all of the file's."),
+    ] = None
+    no_plugin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", show_default=False, help="Refuse a strategy that lists this plugin, or one of this distribution."),
     ] = None
     model: Annotated[str | None, typer.Option(metavar="NAME:key=value,...", help="The model, such as 'mlp:hidden=[100]'.")] = None
     optimizer: Annotated[
@@ -95,7 +99,32 @@ class Asked:
                 content[name] = _section(*parse(getattr(self, name)))
         if self.plugin:
             content["plugins"] = [_plugin_section(text) for text in self.plugin]
-        return validated(content, where)
+        strategy = validated(content, where)
+        if self.no_plugin:
+            _refuse_forbidden(strategy, self.no_plugin, "the command line" if self.plugin else where)
+        return strategy
+
+
+def _refuse_forbidden(strategy: Strategy, words: Sequence[str], where: str) -> None:
+    """Hold a strategy to what ``--no-plugin`` says.
+
+    Raises:
+        UnknownNameError: a word to which no installed plugin answers, for it would forbid nothing.
+        ConfigurationError: a plugin is listed that a word forbids.
+    """
+    from streamlearn.core.registry import installed, named, unknown_words
+
+    for word in words:
+        if unknown_words(word):
+            known = {name for plugin in installed() for name in (plugin.name, plugin.distribution)}
+            raise UnknownNameError("plugin or distribution after --no-plugin", word, known)
+        for section in strategy.plugins:
+            met = next((plugin for plugin in named(section.name) if plugin.answers_to(word)), None)
+            if met is not None:
+                raise ConfigurationError(
+                    f"{where} lists the plugin {section.name!r} (of {met.distribution} {met.version}), which --no-plugin {word} forbids: "
+                    "take out one of the two"
+                )
 
 
 def _section(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import json
 from streamlearn.cli.source import read_definition
 from streamlearn.cli.text import columns, width
 
-__all__ = ["list_hooks", "list_plugins", "show_plugin"]
+__all__ = ["list_hooks", "list_plugins", "phases_of_hooks", "show_plugin"]
 
 
 def list_plugins(as_json: bool = False) -> None:
@@ -45,7 +45,7 @@ def list_hooks() -> None:
     for plugin in installed():
         for hook in read_definition(plugin.reference).hooks:
             users.setdefault(hook, []).append(plugin.name)
-    phases, rows = _phases(), []
+    phases, rows = phases_of_hooks(), []
     for hook in HOOKS:
         line = (inspect.getdoc(getattr(HookSpecs, hook)) or "").partition("\n")[0].replace("``", "")
         used = f" [{', '.join(users[hook])}]" if hook in users else ""
@@ -55,7 +55,7 @@ def list_hooks() -> None:
     print("wrapper: nested, the first listed is outermost. The contract: streamlearn/core/hooks.py")
 
 
-def _phases() -> dict[str, str]:
+def phases_of_hooks() -> dict[str, str]:
     """The part of a run in which each hook fires: the last marked heading above it in the source of the contract."""
     from streamlearn.core.hooks import HOOKS, HookSpecs
 

@@ -12,6 +12,7 @@ from streamlearn.cli.build import build
 from streamlearn.cli.progress import progress
 from streamlearn.cli.strategy import Strategy, validated
 from streamlearn.cli.text import columns, options_text, say
+from streamlearn.core.registry import require_installed
 from streamlearn.errors import RunFolderError, RunInterrupted
 from streamlearn.results import Result
 from streamlearn.results.files import encode, read_json, write_atomically
@@ -56,6 +57,7 @@ def resume(folder: Path, quiet: bool, table: bool = True) -> Result:
 
     Raises:
         RunFolderError: there is no run in it, or one that a script started.
+        CheckpointError: the distribution of one of its plugins is not installed any more.
     """
     strategy = _origin(folder)
     if _is_finished(folder):
@@ -64,6 +66,7 @@ def resume(folder: Path, quiet: bool, table: bool = True) -> Result:
             say(f"{folder} holds a run that has ended: nothing is left to do\n\n{result.table()}\n")
         say(_where(result, folder))
         return result
+    require_installed(read_json(folder / "run.json").get("versions", {}).get("plugins", {}), folder)
     head = f"resuming: {describe(strategy)}, seed {strategy.seed}; in {folder}"
     return _train(strategy, folder, quiet, table, head, lambda engine, stream: engine.resume(folder, stream))
 

@@ -16,9 +16,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from streamlearn.core.dispatch import Implementation, implementations
-from streamlearn.core.hooks import HOOK_API_VERSION, HOOKS, kind_of
+from streamlearn.core.deprecation import api_problem, hooks_of
+from streamlearn.core.hooks import HOOKS, kind_of
 from streamlearn.core.plugin import Passes, Plugin
+from streamlearn.core.registration import Implementation, implementations
+from streamlearn.core.registry import distributions_of
 from streamlearn.errors import CompositionError
 
 __all__ = ["Composition", "compose"]
@@ -119,11 +121,12 @@ def _duplicates(plugins: Sequence[Plugin]) -> list[str]:
 
 
 def _versions(plugins: Sequence[Plugin]) -> list[str]:
-    return [
-        f"{p.name} was written for version {p.info.api} of the hooks, this streamlearn has version {HOOK_API_VERSION}: upgrade streamlearn"
-        for p in plugins
-        if p.info.api > HOOK_API_VERSION
-    ]
+    problems = []
+    for plugin in plugins:
+        if api_problem(plugin.info.api) is not None:
+            cause, cure = api_problem(plugin.info.api, distributions_of([plugin])[plugin.name].partition(" ")[0]) or ("", "")
+            problems.append(f"{plugin.name} {cause}: {cure}")
+    return problems
 
 
 def _requirements(plugins: Sequence[Plugin]) -> list[str]:
@@ -158,7 +161,7 @@ def _conflicts(plugins: Sequence[Plugin]) -> list[str]:
 def _exclusive(plugins: Sequence[Plugin]) -> list[str]:
     problems = []
     for hook in HOOKS:
-        found = [plugin.name for plugin in plugins if hasattr(getattr(type(plugin), hook, None), "streamlearn_impl")]
+        found = [plugin.name for plugin in plugins if hook in hooks_of(type(plugin))]
         if kind_of(hook) == "exclusive" and len(found) > 1:
             names = ", ".join(found)
             problems.append(f"{len(found)} plugins claim {hook!r}, which one alone can answer: {names}; remove all but one")

@@ -11,64 +11,15 @@ adds the plugin's name, the hook and the place in the run to any exception that 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import pluggy
-
-from streamlearn.core.hooks import HOOKS, HookSpecs, kind_of
-from streamlearn.core.plugin import Plugin
-from streamlearn.errors import CompositionError, ConfigurationError, nearest
+from streamlearn.core.hooks import HOOKS, kind_of
+from streamlearn.core.registration import Implementation, arguments_of, implementations
+from streamlearn.errors import ConfigurationError
 
 __all__ = ["HookTable", "Implementation", "implementations"]
 
 Where = Callable[[], str]
-
-
-class Implementation(NamedTuple):
-    """One plugin's part in one hook; ``function`` takes exactly ``arguments``."""
-
-    plugin: str
-    function: Callable[..., Any]
-    arguments: tuple[str, ...]
-
-
-def implementations(plugins: Sequence[Plugin]) -> dict[str, list[Implementation]]:
-    """Register ``plugins`` with pluggy and return, for every hook, who implements it in the order of ``plugins``.
-
-    Raises:
-        CompositionError: an unknown hook or argument, or a hook written without ``@hookimpl``; all problems at once.
-    """
-    manager = pluggy.PluginManager("streamlearn")
-    manager.add_hookspecs(HookSpecs)
-    problems = [problem for plugin in plugins for problem in _misspelt(plugin)]
-    for plugin in reversed(plugins):  # pluggy calls the last registered first; registered in reverse, its order is ours
-        try:
-            manager.register(plugin, name=plugin.name)
-        except pluggy.PluginValidationError as error:
-            problems.append(f"{plugin.name}: {' '.join(str(error).split())}")
-    if problems:
-        raise CompositionError(problems)
-    manager.check_pending()
-    table: dict[str, list[Implementation]] = {}
-    for hook in HOOKS:
-        found = getattr(manager.hook, hook).get_hookimpls()
-        table[hook] = [Implementation(impl.plugin_name, impl.function, tuple(impl.argnames)) for impl in reversed(found)]
-    return table
-
-
-def _misspelt(plugin: Plugin) -> list[str]:
-    problems = []
-    for name in dir(type(plugin)):
-        function = getattr(type(plugin), name)
-        marked = hasattr(function, "streamlearn_impl")
-        if marked and name not in HOOKS:
-            guess = nearest(name, HOOKS)
-            problems.append(
-                f"{plugin.name}: there is no hook {name!r}{f'; did you mean {guess!r}?' if guess else ''} ('streamlearn hooks' lists them)"
-            )
-        if not marked and name in HOOKS:
-            problems.append(f"{plugin.name}: {name!r} has the name of a hook but is not marked; put @hookimpl above it")
-    return problems
 
 
 _STEP_HOOKS = HOOKS[HOOKS.index("transform_batch") : HOOKS.index("after_step") + 1]
@@ -97,7 +48,7 @@ class HookTable:
 
 
 def _compile(hook: str, impls: list[Implementation], where: Where) -> Callable[..., Any]:
-    arguments = _specification(hook)
+    arguments = arguments_of(hook)
     if hook.startswith("after_"):
         impls = impls[::-1]
     calls = [(impl.plugin, _bound(impl, arguments)) for impl in impls]
@@ -111,11 +62,6 @@ def _compile(hook: str, impls: list[Implementation], where: Where) -> Callable[.
     if kind == "exclusive":
         return _exclusive(hook, calls, where)
     return _wrapper(hook, calls, where)
-
-
-def _specification(hook: str) -> tuple[str, ...]:
-    code = getattr(HookSpecs, hook).__code__
-    return tuple(code.co_varnames[1 : code.co_argcount])
 
 
 def _bound(impl: Implementation, arguments: tuple[str, ...]) -> Callable[..., Any]:

@@ -13,10 +13,18 @@ import pydantic
 from streamlearn.core.hooks import HOOK_API_VERSION
 from streamlearn.errors import ConfigurationError, UnknownNameError
 
-__all__ = ["Passes", "Plugin", "PluginConfig", "PluginInfo", "Tunable", "hookimpl"]
+__all__ = ["STREAM_KINDS", "SUPERVISED", "Passes", "Plugin", "PluginConfig", "PluginInfo", "Tunable", "hookimpl"]
 
 hookimpl = pluggy.HookimplMarker("streamlearn")
 """Marks a method as the implementation of the hook of the same name."""
+
+SUPERVISED: frozenset[str] = frozenset({"class_incremental", "task_incremental", "domain_incremental", "multitask"})
+"""The kinds of streams whose experiences all have labelled rows of role ``"train"``: what a plugin acts on unless it says otherwise."""
+
+STREAM_KINDS: tuple[str, ...] = (
+    "class_incremental", "task_incremental", "domain_incremental", "multitask", "adaptation", "test_time", "episodes",
+)  # fmt: skip
+"""Every word of ``PluginInfo.streams``: the names of the stream builders after which the kinds are called."""
 
 State = dict[str, Any]
 """What a plugin keeps: tensors, numbers, strings, booleans, ``None``, and lists and string-keyed dicts of those."""
@@ -71,6 +79,11 @@ class PluginInfo:
         rows: where a combiner wants the gradients of the rows: at the shared ``"parameters"``, or at the ``"features"``, the output of
             the encoder, which costs one backward pass through it in place of one for each row.
         strength: the option that switches the method off at 0, if there is one.
+        streams: the kinds of streams it is made for, words of `STREAM_KINDS`; empty for any of the `SUPERVISED` ones. It tells readers
+            and `streamlearn.testing` where to look; the engine does not read it.
+
+    Raises:
+        UnknownNameError: ``streams`` holds a word that is no kind of stream; the nearest is offered.
     """
 
     name: str
@@ -89,6 +102,12 @@ class PluginInfo:
     ranks: Literal["local", "reduced", "unsupported"] = "unsupported"
     rows: Literal["parameters", "features"] = "parameters"
     strength: str | None = None
+    streams: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        for kind in sorted(self.streams):
+            if kind not in STREAM_KINDS:
+                raise UnknownNameError(f"kind of stream in the info of plugin {self.name}", kind, STREAM_KINDS)
 
 
 class PluginConfig(pydantic.BaseModel):

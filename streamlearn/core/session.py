@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamlearn.core.checkpoint import latest_checkpoint, read_checkpoint, to_device, write_checkpoint
 from streamlearn.core.randomness import forked
+from streamlearn.core.registry import require_installed
 from streamlearn.core.run import Run
 from streamlearn.core.training import Walk, enter_experience
 from streamlearn.errors import CheckpointError, DivergenceError, RunFolderError, RunInterrupted
@@ -142,9 +143,10 @@ def check_same(folder: Path, description: Mapping[str, Any]) -> None:
 
     Raises:
         RunFolderError: the folder holds no run, or a damaged one.
-        CheckpointError: it holds another run; the first difference is named.
+        CheckpointError: it holds another run, of which the first difference is named; or the distribution of a plugin is missing.
     """
     saved, fresh = read_description(folder), plain(description)
+    require_installed(saved.get("versions", {}).get("plugins", {}), folder)
     for key in _COMPARED:
         difference = _first_difference(saved.get(key), fresh.get(key), key)
         if difference is not None:

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from streamlearn import Engine
+from streamlearn import Engine, Plugin, PluginInfo, hookimpl
 from streamlearn.core.composition import compose
 from streamlearn.core.dispatch import HookTable
 from streamlearn.core.hooks import HOOKS, kind_of
 from streamlearn.core.optimization import Trainable
-from streamlearn.errors import ConfigurationError
+from streamlearn.errors import CompositionError, ConfigurationError
 from tests.core.support import class_stream, net, probe, sgd
 
 
@@ -23,6 +23,28 @@ def test_a_hook_that_nobody_implements_is_none() -> None:
     assert [hook for hook in HOOKS if getattr(made, hook) is not None] == ["before_step"]
     with pytest.raises(AttributeError, match="there is no hook 'befor_step'"):
         made.befor_step  # noqa: B018
+
+
+def test_an_argument_with_a_default_is_given_all_the_same() -> None:
+    class Defaulting(Plugin):
+        info = PluginInfo("defaulting", "test", "s", "r")
+
+        @hookimpl
+        def transform_batch(self, step: Any = None, batch: Any = None, scale: int = 2) -> Any:
+            return (batch, step, scale)
+
+    assert table(Defaulting()).transform_batch("batch", "step") == ("batch", "step", 2)
+
+
+def test_an_argument_that_can_only_be_given_by_keyword_is_refused() -> None:
+    class Keyword(Plugin):
+        info = PluginInfo("keyword", "test", "s", "r")
+
+        @hookimpl
+        def after_step(self, *, step: Any) -> None: ...
+
+    with pytest.raises(CompositionError, match=r"keyword: hook 'after_step' gives its arguments by place; take the \* out before 'step'"):
+        compose([Keyword()])
 
 
 def test_events_run_in_order_and_after_in_reverse() -> None:

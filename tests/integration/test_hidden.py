@@ -181,9 +181,9 @@ def _tasks(run: Any) -> list[str]:
 
 
 def _looking(hook: str, answer: Any, look: Callable[[str, dict[str, Any]], None]) -> Any:
-    from streamlearn.core.dispatch import _specification
+    from streamlearn.core.registration import arguments_of
 
-    names = _specification(hook)
+    names = arguments_of(hook)
     space: dict[str, Any] = {"look": look, "answer": answer or (lambda *given: None)}
     arguments = ", ".join(names)
     given = ", ".join(f"{name!r}: {name}" for name in names)
