@@ -80,6 +80,7 @@ class CORAL(Plugin):
         summary="Gives the features of source and target rows the same covariance.",
         reference="Sun & Saenko 2016, ECCV workshops, eqs. 1-3",
         strength="strength",
+        streams=frozenset({"adaptation"}),
     )
 
     class Config(PluginConfig):

@@ -134,6 +134,7 @@ class DANN(Plugin):
         reference="Ganin et al. 2016, JMLR 17(59), algorithm 1 and eqs. 9-18",
         memory="the discriminator",
         strength="strength",
+        streams=frozenset({"adaptation"}),
     )
 
     class Config(PluginConfig):

@@ -83,6 +83,7 @@ class Tent(Plugin):
         reference="Wang et al. 2021, ICLR, section 3",
         ranks="local",
         strength="strength",
+        streams=frozenset({"test_time"}),
     )
 
     class Config(PluginConfig):

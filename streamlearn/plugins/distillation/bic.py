@@ -151,6 +151,7 @@ class BiC(Plugin):
         passes=Passes(teachers=frozenset({"previous"})),
         memory="1 x the model",
         ranks="unsupported",
+        streams=frozenset({"class_incremental"}),
     )
 
     class Config(PluginConfig):

@@ -90,6 +90,7 @@ class MultiTeacher(Plugin):
         memory="the teachers",
         ranks="local",
         strength="strength",
+        streams=frozenset({"multitask"}),
     )
 
     class Config(PluginConfig):

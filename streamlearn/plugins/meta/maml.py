@@ -11,7 +11,7 @@ from torch import Tensor
 
 from streamlearn.core.objective import Objective, minimised
 from streamlearn.core.phases import ALL, select_names
-from streamlearn.core.plugin import Passes, Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
+from streamlearn.core.plugin import SUPERVISED, Passes, Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
 from streamlearn.errors import ConfigurationError, TrainingError
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ class MAML(Plugin):
         passes=lambda plugin: Passes(look_ahead=plugin.config.steps),
         memory="the graphs of the inner steps",
         strength="steps",
+        streams=SUPERVISED | {"episodes"},
     )
 
     class Config(PluginConfig):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from streamlearn.core.gradients import named_gradients
 from streamlearn.core.objective import Objective, minimised
-from streamlearn.core.plugin import Passes, Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
+from streamlearn.core.plugin import SUPERVISED, Passes, Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
 from streamlearn.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class Reptile(Plugin):
         provides=frozenset({"inner-loop!", "look-ahead"}),
         passes=lambda plugin: Passes(look_ahead=plugin.config.steps - 1),
         memory="2 x parameters within a step",
+        streams=SUPERVISED | {"episodes"},
     )
 
     class Config(PluginConfig):

@@ -97,6 +97,7 @@ class ActiveSampling(Plugin):
         summary="Draws most often the tasks furthest below their targets on validation rows.",
         reference="Sharma et al. 2018, ICLR, arXiv 1702.06053, algorithm A5C",
         memory="a number for each task",
+        streams=frozenset({"multitask"}),
     )
 
     class Config(PluginConfig):

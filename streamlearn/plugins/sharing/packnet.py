@@ -108,6 +108,7 @@ class PackNet(Plugin):
         conflicts=frozenset({"replay", "joint", "gdumb", "ema"}),  # the last writes averages into weights that are owned
         after=frozenset({"multi_head", "sharing"}),
         memory="4 bytes for each weight of the encoder",
+        streams=frozenset({"task_incremental"}),
     )
 
     class Config(PluginConfig):

@@ -62,7 +62,8 @@ class UncertaintyWeighting(Plugin):
     its supervision. A task that a batch does not have adds nothing, and its log-variance stays where it is.
 
     Args:
-        initial: s_k when a task arrives: 0 gives all tasks weight ½. The paper reports that the result does not depend on it.
+        initial: s_k when a task arrives, finite and of either sign: 0 gives all tasks weight ½. The paper reports that the result
+            does not depend on it.
         learning_rate: of the log-variances; ``None`` takes the model's. Above 0. They are never decayed.
 
     Raises:

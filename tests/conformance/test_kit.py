@@ -1,0 +1,60 @@
+"""Every built-in plugin goes through the kit that authors of plugins use."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from streamlearn.core import registry
+from streamlearn.core.plugin import Plugin
+from streamlearn.testing import CHECKS, run_checks
+
+BUILT_IN = [plugin.name for plugin in registry.installed() if plugin.distribution == "streamlearn"]
+
+EXPECTED: Mapping[str, Mapping[str, str]] = {
+    "bic": {"teardown": "its second phase, where nothing of the model trains, reads the model in evaluation mode; the next epoch sets it"},
+}
+"""By plugin, the checks that must fail, and why."""
+
+
+def teacher(size: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(size)
+        return nn.Linear(6, size)
+
+
+OPTIONS: Mapping[str, Callable[[Path], Mapping[str, Any]]] = {
+    "agem": lambda folder: {"capacity": 12},
+    "csv_tracker": lambda folder: {"path": folder / "run.csv"},
+    "gdumb": lambda folder: {"capacity": 12},
+    "multi_teacher": lambda folder: {"teachers": {"a": teacher(6), "b": teacher(2)}},
+    "replay": lambda folder: {"capacity": 12},
+}
+"""Options of those that need some; memories small enough to be full."""
+
+
+def made(name: str, folder: Path) -> Plugin:
+    return registry.create(name, OPTIONS.get(name, lambda folder: {})(folder))
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_built_in_plugin_passes_every_check(name: str, tmp_path: Path) -> None:
+    report = run_checks(partial(made, name, tmp_path), expected_failures=EXPECTED.get(name))
+    assert report.passed, str(report)
+    assert len(report.results) == len(CHECKS) == 29
+    few = Counter(result.outcome for result in report.results)["not applicable"]
+    assert few <= 13, str(report)  # a kit that looks at nothing passes everything
+
+
+def test_the_whole_house_is_checked() -> None:
+    """38 plugins, 29 checks each; who adds a plugin or a check says so here."""
+    assert len(BUILT_IN) * len(CHECKS) == 38 * 29
+    assert EXPECTED.keys() <= set(BUILT_IN)
+    assert OPTIONS.keys() <= set(BUILT_IN)
