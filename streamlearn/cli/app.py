@@ -10,6 +10,7 @@ import typer
 from streamlearn import __version__
 from streamlearn.cli import catalogue, streams
 from streamlearn.cli.commands import explain, run
+from streamlearn.cli.scaffolding import new_plugin
 
 __all__ = ["app", "command"]
 
@@ -22,6 +23,7 @@ streams_app = typer.Typer(help="The installed stream builders.", **_SETTINGS)
 app.command()(run)
 app.command()(explain)
 app.add_typer(plugins_app, name="plugins")
+plugins_app.command("new")(new_plugin)
 app.command("hooks", help="List the hooks that a plugin can implement, and which installed plugins do.")(catalogue.list_hooks)
 app.add_typer(streams_app, name="streams")
 streams_app.command("list", help="List the installed stream builders and their options.")(streams.list_streams)
@@ -37,6 +39,30 @@ def list_plugins(as_json: Annotated[bool, typer.Option("--json", help="Print a J
 def show_plugin(name: Annotated[str, typer.Argument(help="A name that 'streamlearn plugins list' shows.")]) -> None:
     """Show the options of a plugin, its hooks, its cost and its reference."""
     catalogue.show_plugin(name)
+
+
+@plugins_app.command("check")
+def check_plugin(
+    text: Annotated[str, typer.Argument(metavar="NAME[:key=value,...]", help="A plugin, and its options.")],
+    beside: Annotated[list[str] | None, typer.Option("--beside", metavar="NAME[:...]", help="A plugin that it needs; repeatable.")] = None,
+    expected: Annotated[
+        list[str] | None, typer.Option("--expect-failure", metavar="CHECK=REASON", help="A check that must fail, and why; repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check a plugin: that it acts, resumes, stays within its bounds and stands beside others; exit code 1 if it does not."""
+    from streamlearn.cli.checking import check_plugin
+
+    check_plugin(text, beside or (), expected or (), as_json)
+
+
+@plugins_app.command("doctor")
+def examine_plugins(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Load every installed plugin, one by one, and tell what is wrong with each and what to do; exit code 1 if anything is."""
+    from streamlearn.cli.doctor import doctor
+
+    if not doctor(as_json):
+        raise typer.Exit(1)
 
 
 @streams_app.command("show")
