@@ -47,8 +47,9 @@ format: $(STAMP)  ## format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP)  ## write what is generated: the tables of benchmarks and pairs, the pages on streams and their pictures
+docs: $(STAMP)  ## write what is generated: tables of benchmarks and pairs, pages on streams, hooks and plugins
 	$(BIN)/python docs/streams/make.py
+	$(BIN)/python docs/make_reference.py
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/python -m tests.conformance.pairs
 
