@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -107,9 +108,31 @@ class Resize:
         return resized if self.channels is None else resized.expand(-1, self.channels, -1, -1).contiguous()
 
 
-@functools.lru_cache(maxsize=256)
+class _Orders:
+    """The permutations used last, in one block: many small tensors, made between large batches, would keep their freed memory apart."""
+
+    def __init__(self, size: int) -> None:
+        self._block = torch.empty(max(8, min(256, 2**21 // size)), size, dtype=torch.int64)
+        self._places: OrderedDict[tuple[int, int], int] = OrderedDict()
+
+    def of(self, seed: int, number: int) -> Tensor:
+        """The permutation, to be used at once: the next ones may take its place."""
+        place = self._places.pop((seed, number), None)
+        if place is None:
+            full = len(self._places) == len(self._block)
+            place = self._places.popitem(last=False)[1] if full else len(self._places)
+            self._block[place] = permutation(self._block.shape[1], seed=seed, purpose="pixels", number=number)
+        self._places[seed, number] = place
+        return self._block[place]
+
+
+_ORDERS: dict[int, _Orders] = {}
+
+
 def _pixel_order(size: int, seed: int, number: int) -> Tensor:
-    return permutation(size, seed=seed, purpose="pixels", number=number)
+    if size not in _ORDERS:
+        _ORDERS[size] = _Orders(size)
+    return _ORDERS[size].of(seed, number)
 
 
 @functools.lru_cache(maxsize=256)

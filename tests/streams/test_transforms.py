@@ -145,3 +145,12 @@ def test_a_transform_that_needs_the_index_is_tried_with_it() -> None:
 
     source = TensorSource(torch.rand(3, 1, 4, 4), {"y": torch.arange(3)}, "s")
     assert transformed_shape([("indexed", Indexed())], source) == (16,)
+
+
+def test_permutations_are_the_same_after_many_others() -> None:
+    from streamlearn.streams.partition import permutation
+
+    x = torch.arange(12.0).reshape(1, 12)
+    for number in [*range(300), 0, 5, 299, 150]:
+        expected = permutation(12, seed=3, purpose="pixels", number=number)
+        assert torch.equal(Permutation(3, number)(x).flatten().long(), expected)

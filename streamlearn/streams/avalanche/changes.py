@@ -41,6 +41,11 @@ class Chain:
         """Whether ``first`` wants the rows' identities."""
         return bool(getattr(self.first, "needs_index", False))
 
+    @property
+    def trusted(self) -> bool:
+        """Whether all are known to keep rows and type, and to give finite values: ours are."""
+        return self.first is None or bool(getattr(self.first, "trusted", False))
+
     def __call__(self, x: Tensor, index: Tensor | None = None) -> Tensor:
         """The batch ``x`` ``(rows, ...)``, changed."""
         if self.first is not None:
