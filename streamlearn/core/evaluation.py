@@ -17,7 +17,7 @@ from streamlearn.core.importance import evaluating
 from streamlearn.core.inputs import readable
 from streamlearn.core.randomness import forked, subseed
 from streamlearn.streams import Batch, Task
-from streamlearn.streams.stream import evaluating_allowed
+from streamlearn.streams.sealing import evaluating_allowed
 
 if TYPE_CHECKING:
     from streamlearn.core.run import Run

@@ -1,65 +1,25 @@
-"""What training must not see, it must not be able to reach.
+"""What training must not see, it must not be able to reach: hiding the labels and the rows of a source.
 
-Hidden labels, and the sources and functions that hold them, are *sealed*: the objects that training meets carry a number, and what
-it stands for lies here, where no attribute, slot or closure of theirs leads.
+Hidden labels, and the sources that hold them, are sealed (see :mod:`streamlearn.streams.sealing`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from streamlearn.errors import DataError
+from streamlearn.streams.sealing import Sealed
 
 if TYPE_CHECKING:
     from streamlearn.streams.data import Columns, Data, Source
 
-__all__ = ["Sealed", "hide_labels", "hide_rows", "raw_targets", "show_rows", "with_targets", "without_targets"]
-
-T = TypeVar("T")
-
-_KEPT: dict[int, object] = {}
-_NUMBERS = itertools.count()
-
-
-class Sealed(Generic[T]):
-    """A thing that only its owner opens; it is dropped with the last reference to the seal.
-
-    Args:
-        thing: what to keep out of reach.
-
-    Example:
-        >>> sealed = Sealed([1, 2])
-        >>> sealed.open()
-        [1, 2]
-    """
-
-    __slots__ = ("__weakref__", "_number")
-
-    def __init__(self, thing: T) -> None:
-        self._number = next(_NUMBERS)
-        _KEPT[self._number] = thing
-        weakref.finalize(self, _KEPT.pop, self._number, None)
-
-    def open(self) -> T:
-        """The thing."""
-        return _KEPT[self._number]  # type: ignore[return-value]
-
-    def __copy__(self) -> Sealed[T]:
-        return self
-
-    def __deepcopy__(self, memo: object) -> Sealed[T]:
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("what is hidden from training cannot be pickled: pickle the stream's description and rebuild it")
+__all__ = ["hide_labels", "hide_rows", "raw_targets", "show_rows", "with_targets", "without_targets"]
 
 
 def with_targets(source: Source, targets: Mapping[str, Tensor]) -> Source:

@@ -6,29 +6,25 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import numpy as np
 
 from streamlearn.errors import DataError
 from streamlearn.streams.data import Data, JoinedData, join
 from streamlearn.streams.experience import EvaluationSet, Experience
-from streamlearn.streams.hiding import Sealed
+from streamlearn.streams.sealing import SealedBuilder, Withheld
 from streamlearn.streams.task import Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["ENDLESS", "EndlessStreamError", "Stream", "evaluating_allowed"]
+__all__ = ["ENDLESS", "EndlessStreamError", "Stream"]
 
 ENDLESS = "endless"
 """What builders take as the number of experiences of a stream without an end."""
-
-T = TypeVar("T")
 
 _ALL_NUMBERS = range(sys.maxsize)
 
@@ -225,10 +221,10 @@ class Stream:
     def for_training(self) -> Stream:
         """The stream as training may see it: evaluation sets, and what is hidden in them or in the sources, are not in reach."""
         other = self.reordered(self._order)
-        other._fingerprints, other._evaluation = self.fingerprints, _Withheld(self._evaluation)
-        other._experience = _SealedBuilder(self._experience)
-        other._sets_of = None if self._sets_of is None else _SealedBuilder(self._sets_of)  # an operator's holds the stream it changes
-        other._truth = None if self._truth is None else _Withheld(self._truth)
+        other._fingerprints, other._evaluation = self.fingerprints, Withheld(self._evaluation)
+        other._experience = SealedBuilder(self._experience)
+        other._sets_of = None if self._sets_of is None else SealedBuilder(self._sets_of)  # an operator's holds the stream it changes
+        other._truth = None if self._truth is None else Withheld(self._truth)
         return other
 
     # ------------------------------------------------------------------ what it is
@@ -248,7 +244,8 @@ class Stream:
     @property
     def description(self) -> dict[str, Any]:
         """What was asked for, and which part of it this is: enough for `streamlearn.streams.rebuild` when objects were not given."""
-        return self._description if self.part is None else {**self._description, "part": self.part}
+        part = self.part
+        return self._description if part is None else {**self._description, "part": part}
 
     @property
     def hash(self) -> str:
@@ -293,42 +290,6 @@ class Stream:
     def __repr__(self) -> str:
         length = "endless" if self.endless else f"{len(self)} experiences"
         return f"Stream({self.name!r}, {length}, tasks {', '.join(task.name for task in self.tasks)})"
-
-
-class _SealedBuilder(Generic[T]):
-    """A function of the number of an experience whose closure, which may hold sources with every label, is out of reach."""
-
-    __slots__ = ("_sealed",)
-
-    def __init__(self, build: Callable[[int], T]) -> None:
-        self._sealed: Sealed[Callable[[int], T]] = build._sealed if isinstance(build, _SealedBuilder) else Sealed(build)
-
-    def __call__(self, i: int) -> T:
-        return self._sealed.open()(i)
-
-
-class _Withheld(_SealedBuilder[T]):
-    """A sealed builder of evaluation sets, or of truth, which answers the evaluator alone."""
-
-    __slots__ = ()
-
-    def __call__(self, i: int) -> T:
-        if not _EVALUATING.get():
-            raise DataError(f"evaluation set {i} is out of reach of training: steer by rows of role 'validation', as run.measure() does")
-        return super().__call__(i)
-
-
-_EVALUATING: ContextVar[bool] = ContextVar("evaluating", default=False)
-
-
-@contextmanager
-def evaluating_allowed() -> Iterator[None]:
-    """Within it, streams for training give their evaluation sets and truth too: for the evaluator, which builds them, and nobody else."""
-    token = _EVALUATING.set(True)
-    try:
-        yield
-    finally:
-        _EVALUATING.reset(token)
 
 
 def _plain(value: Any) -> Any:

@@ -27,7 +27,7 @@ from streamlearn.errors import DataError
 from streamlearn.plugins import EWC, LwF, Replay
 from streamlearn.streams import Stream
 from streamlearn.streams.data import Data, JoinedData
-from streamlearn.streams.hiding import Sealed
+from streamlearn.streams.sealing import Sealed
 from tests.core.support import probe, sgd
 
 CLASSES, WINDOW = 7, 12

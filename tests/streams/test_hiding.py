@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from streamlearn.errors import DataError
 from streamlearn.streams import Data, Source, Task, TensorSource
 from streamlearn.streams.data import Columns, Target
-from streamlearn.streams.hiding import Sealed, hide_labels, hide_rows, raw_targets, show_rows, with_targets, without_targets
+from streamlearn.streams.hiding import hide_labels, hide_rows, raw_targets, show_rows, with_targets, without_targets
+from streamlearn.streams.sealing import Sealed
 from streamlearn.streams.sources import DatasetSource
 
 EVERY = torch.arange(12)
