@@ -11,6 +11,7 @@ from streamlearn.streams.data import Transform
 from streamlearn.streams.experience import EvaluationSet, Experience
 from streamlearn.streams.inputs import Inputs, count_experiences, count_or_endless, plain_number, real_number, resolve
 from streamlearn.streams.protocols.building import stream_over
+from streamlearn.streams.protocols.incremental import same_outputs
 from streamlearn.streams.stream import ENDLESS, Stream
 from streamlearn.streams.transforms import (
     EXAMPLES,
@@ -55,15 +56,16 @@ def domain_incremental(
     Protocol: experience ``i`` trains on ``(t_i(x), y)`` for all training rows, and evaluation set ``i`` holds ``(t_i(x), y)``
     for all test rows. "permutation": ``t_i(x) = x[π_i]`` with random ``π_i``; "rotation": ``t_i`` turns images by
     ``i * degrees / experiences`` degrees; "corruption": ``t_i`` corrupts images in [0, 1] by the ``i``-th kind of `Corruption`; a list:
-    ``t_i`` is its ``i``-th item.
+    ``t_i`` is its ``i``-th item. "classes": the domains are groups of classes, shuffled by ``seed`` and cut as by `class_incremental`;
+    the label is the place of the row's class in its group (split MNIST, domain-incremental: is the digit the first or the second?).
 
     Args:
         source: a name ("digits", "mnist", "fashion-mnist"), ``(x, y)`` arrays, a map-style torch data set, or a `Source`; targets may
             be classes or, for regression, floats.
         experiences: at least 1, or "endless" for permutations, which never run out; by default 5, all kinds of corruption (9, which is
-            also the most), or as many as ``transform`` lists.
-        transform: "permutation", "rotation", "corruption", or a list with one item per experience: a callable that maps ``(rows, ...)``
-            to ``(rows, ...)``, or a name: "identity", "rotation/DEGREES", "permutation/NUMBER", or a kind of corruption, such as
+            also the most), or as many as ``transform`` lists; for "classes" at most as many as there are.
+        transform: "permutation", "rotation", "corruption", "classes", or a list with one item per experience: a callable that maps
+            ``(rows, ...)`` to ``(rows, ...)``, or a name: "identity", "rotation/DEGREES", "permutation/NUMBER", or a kind of corruption, such as
             "contrast" or "contrast/SEVERITY".
         seed: at least 0; of the permutations, of noise and of the test split.
         degrees: in (0, 360]; of "rotation" only.
@@ -78,7 +80,8 @@ def domain_incremental(
 
     Source: permuted MNIST: Goodfellow et al., 2013, arXiv:1312.6211, and Kirkpatrick et al., "EWC", PNAS 2017; rotated MNIST:
         Lopez-Paz and Ranzato, "GEM", NeurIPS 2017; corruptions: Hendrycks and Dietterich, "Benchmarking neural network robustness to
-        common corruptions and perturbations", ICLR 2019.
+        common corruptions and perturbations", ICLR 2019; classes: van de Ven et al., "Three types of incremental learning", Nature Machine
+        Intelligence 4, 2022.
 
     Example:
         >>> stream = domain_incremental("digits", 3, transform="rotation", degrees=90)
@@ -88,8 +91,12 @@ def domain_incremental(
         'permutation/99'
         >>> [experience.name for experience in domain_incremental("digits", transform=["identity", "contrast/2", "rotation/90"])]
         ['identity', 'contrast/2', 'rotation/90']
+        >>> domain_incremental("digits", 5, transform="classes").tasks[0].size
+        2
     """
     severity = plain_number(severity)
+    if isinstance(transform, str) and transform == "classes":
+        return same_outputs(resolve(source, test, test_fraction, seed), count_experiences(experiences, 5))
     inputs = resolve(source, test, test_fraction, seed, regression=True)
     domains = _domains(transform, experiences, inputs, degrees=degrees, first_identity=first_identity, severity=severity)
     task, everything = inputs.task, slice(None)
@@ -149,7 +156,9 @@ def _domains(
         angles = [degrees * i / count for i in range(count)]
         found = tuple((f"rotation/{angle:g}", Rotation(angle) if angle else None) for angle in angles)
     else:
-        raise UnknownNameError("transform", transform, ["corruption", "permutation", "rotation"], f"or list names, such as {EXAMPLES}")
+        raise UnknownNameError(
+            "transform", transform, ["classes", "corruption", "permutation", "rotation"], f"or list names, such as {EXAMPLES}"
+        )
     return Domains(len(found), found.__getitem__, found)
 
 

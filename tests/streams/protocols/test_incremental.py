@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from streamlearn.errors import DataError, UnknownNameError
-from streamlearn.streams import Stream, TensorSource, class_incremental, data_incremental, domain_incremental, task_incremental
+from streamlearn.streams import Stream, TensorSource, class_incremental, data_incremental, domain_incremental, rebuild, task_incremental
 
 BUILDERS = [class_incremental, task_incremental, domain_incremental, data_incremental]
 SPLITTING = [class_incremental, task_incremental, data_incremental]
@@ -420,3 +420,46 @@ def test_permuted_mnist_batches_are_permuted_images() -> None:
     assert batch.x.shape == (64, 1, 28, 28)
     assert torch.equal(batch.x.flatten(1).sort().values, plain.x.flatten(1).sort().values)
     assert not torch.equal(batch.x, plain.x)
+
+
+# ---------------------------------------------------------------------- heads that grow, outputs that are shared
+
+
+def test_a_growing_stream_numbers_classes_as_they_arrive() -> None:
+    plain, growing = (class_incremental(arrays([3] * 6), 3, seed=4, grow=grow) for grow in (False, True))
+    assert rows(growing) == rows(plain)
+    assert evaluated(growing) == evaluated(plain)
+    order = [number for experience in plain for number in experience.classes[plain.tasks[0].name]]
+    assert growing.tasks[0].size == 2
+    for number, (experience, usual) in enumerate(zip(growing, plain, strict=True)):
+        (task,) = experience.tasks
+        assert task.size == 2 * (number + 1)
+        assert task.classes == tuple(map(str, order[: task.size]))
+        assert experience.classes[task.name] == (2 * number, 2 * number + 1)
+        everything = torch.arange(len(experience.data["train"]))
+        found, known = experience.data["train"].batch(everything), usual.data["train"].batch(everything)
+        assert [order[label] for label in found.targets[task.name].tolist()] == known.targets[task.name].tolist()
+
+
+def test_a_growing_stream_is_built_again_from_its_description() -> None:
+    stream = class_incremental("digits", 5, seed=3, grow=True)
+    again = rebuild(json.loads(json.dumps(stream.describe()))["description"])
+    assert again.hash == stream.hash
+    assert "grow" not in json.dumps(class_incremental("digits", 5, seed=3).describe())  # runs from before the option can be resumed
+
+
+def test_domains_of_classes_share_their_outputs() -> None:
+    stream, known = domain_incremental("digits", 5, transform="classes", seed=3), task_incremental("digits", 5, seed=3)
+    assert [task.size for task in stream.tasks] == [2]
+    for i, (experience, other) in enumerate(zip(stream, known, strict=True)):
+        everything = torch.arange(len(experience.data["train"]))
+        found, told = (e.data["train"].batch(everything) for e in (experience, other))
+        assert torch.equal(found.targets["digits"], told.targets[f"digits/{i}"])
+        assert torch.equal(found.x, told.x)
+    assert len({experience.data["train"].domain for experience in stream}) == 5
+    assert rebuild(json.loads(json.dumps(stream.describe()))["description"]).hash == stream.hash
+
+
+def test_domains_of_classes_need_classes_enough() -> None:
+    with pytest.raises(DataError, match="10 classes, fewer than 11 experiences"):
+        domain_incremental("digits", 11, transform="classes")
