@@ -42,6 +42,7 @@ class Asked:
         str | None, typer.Option(metavar="NAME:key=value,...", help="A class of torch.optim, such as 'sgd:lr=0.05,momentum=0.9'.")
     ] = None
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data of each experience.")] = None
+    iterations: Annotated[int | None, typer.Option(min=1, help="Batches of each experience, in place of --epochs.")] = None
     batch_size: Annotated[int | None, typer.Option(min=1, help="Rows of each experience per batch.")] = None
     seed: Annotated[int | None, typer.Option(min=0, help="Of everything random; also of the stream, unless --stream names one.")] = None
     seeds: Annotated[int | None, typer.Option(min=1, help="Run with each of the seeds 0 to N-1, into DIR/seed-0, DIR/seed-1, ...")] = None
@@ -88,7 +89,7 @@ class Asked:
         where = "the command line" if self.strategy is None else str(self.strategy)
         content: dict[str, Any] = {} if self.strategy is None else read_toml(self.strategy)
         validated(content, where)
-        for name in ("epochs", "batch_size", "seed", "device", "checkpoint_every"):
+        for name in ("epochs", "iterations", "batch_size", "seed", "device", "checkpoint_every"):
             if getattr(self, name) is not None:
                 content[name] = getattr(self, name)
         if self.stream is not None:

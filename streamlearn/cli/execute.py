@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamlearn.cli.build import build
 from streamlearn.cli.progress import progress
-from streamlearn.cli.strategy import Strategy, validated
+from streamlearn.cli.strategy import Strategy, length, validated
 from streamlearn.cli.text import columns, options_text, say
 from streamlearn.core.registry import require_installed
 from streamlearn.errors import RunFolderError, RunInterrupted
@@ -33,8 +33,7 @@ def describe(strategy: Strategy) -> str:
     plugins = " + ".join(_named(section.name, section.options) for section in strategy.plugins) or "no plugin"
     stream = " | ".join(_named(link.name, link.options) for link in (strategy.stream, *strategy.stream.then))
     model, optimizer = (_named(s.name, s.options) for s in (strategy.model, strategy.optimizer))
-    epochs = f"{strategy.epochs} epoch{'s' if strategy.epochs > 1 else ''}"
-    return f"{stream}; {plugins}; {model}; {optimizer}; {epochs}, batch size {strategy.batch_size}"
+    return f"{stream}; {plugins}; {model}; {optimizer}; {length(strategy)}, batch size {strategy.batch_size}"
 
 
 def short(result: Result) -> str:

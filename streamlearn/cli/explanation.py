@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from streamlearn.cli.build import build
+from streamlearn.cli.strategy import length
 from streamlearn.cli.text import options_text
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def explanation(strategy: Strategy) -> str:
         "stream": f"{stream.name}, {len(stream)} experiences; {' | '.join(map(_named, (strategy.stream, *strategy.stream.then)))}",
         "model": _named(strategy.model),
         "optimizer": _named(strategy.optimizer),
-        "training": f"{strategy.epochs} epoch(s) of each experience, batch size {strategy.batch_size}, seed {strategy.seed}",
+        "training": f"{length(strategy)} of each experience, batch size {strategy.batch_size}, seed {strategy.seed}",
         "device": strategy.device,
     }
     head = "\n".join(f"{key + ':':<10} {value}" for key, value in lines.items())

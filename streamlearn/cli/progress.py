@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from streamlearn.cli.text import say
-from streamlearn.core.sampling import batches_per_epoch
 from streamlearn.results.matrix import entries_of, main_metric
 
 if TYPE_CHECKING:
@@ -76,10 +75,8 @@ class _Moving:
 
 def fraction_done(run: Run) -> float:
     """How much of the run is done, in [0, 1]; within an experience, as if its present phase were the only one."""
-    clock, inside = run.clock, 0.0
-    if clock.inside and run.phase is not None:
-        batches = batches_per_epoch(len(run.phase.data), run.phase.batch_size or run.options.batch_size, run.options.drop_last)
-        inside = (clock.epoch + clock.batch / max(batches, 1)) / max(clock.epochs, 1)
+    clock = run.clock
+    inside = clock.progress if clock.inside and run.phase is not None else 0.0
     return min((clock.experience + min(inside, 1.0)) / len(run.stream), 1.0)
 
 

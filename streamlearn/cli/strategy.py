@@ -79,6 +79,7 @@ class Strategy(pydantic.BaseModel):
     optimizer: Named = Named(name="sgd", lr=0.05, momentum=0.9)  # type: ignore[call-arg]
     plugins: list[PluginSection] = Field(default_factory=list)
     epochs: int = Field(1, ge=1)
+    iterations: int | None = Field(None, ge=1)
     batch_size: int = Field(32, ge=1)
     seed: int = Field(0, ge=0)
     device: str = "cpu"
@@ -95,6 +96,13 @@ class Strategy(pydantic.BaseModel):
     def engine_options(self) -> dict[str, Any]:
         """What is passed to `streamlearn.Engine` as it is."""
         return self.model_dump(exclude={"stream", "model", "optimizer", "plugins"})
+
+
+def length(strategy: Strategy) -> str:
+    """For how long each experience is trained, in words."""
+    if strategy.iterations:
+        return f"{strategy.iterations} iteration{'s' if strategy.iterations > 1 else ''}"
+    return f"{strategy.epochs} epoch{'s' if strategy.epochs > 1 else ''}"
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ class Clock:
         update: updates done in the run; the step in progress is number ``update``.
         epochs: epochs of the current phase.
         batches: batches of one of its epochs.
+        iterations: batches of all of them; the last epoch may be cut short.
         inside: whether an experience has been started and not finished.
         entered: the value of ``update`` when it was started.
         started: whether the measurement before any training is done.
@@ -31,6 +32,7 @@ class Clock:
     update: int = 0
     epochs: int = 0
     batches: int = 0
+    iterations: int = 0
     inside: bool = False
     entered: int = 0
     started: bool = False
@@ -43,7 +45,7 @@ class Clock:
     @property
     def progress(self) -> float:
         """How much of the current phase is done: what ramps go by. From 0 to below 1 in its steps, 1 after the last of them."""
-        return (self.epoch + self.batch / max(self.batches, 1)) / max(self.epochs, 1)
+        return (self.epoch * self.batches + self.batch) / max(self.iterations, 1)
 
     def to_json(self) -> dict[str, int | bool]:
         """For the checkpoint."""

@@ -45,6 +45,7 @@ def describe(run: Run, stream: Stream, origin: Mapping[str, Any] | None) -> dict
             # what was never asked for is left out: runs from before these options can still be resumed
             **({"microbatches": options.microbatches} if options.microbatches > 1 else {}),
             **({"compile": options.compile} if options.compile else {}),
+            **({"iterations": options.iterations} if options.iterations else {}),
             "model": {
                 "parameters": sum(p.numel() for p in run.model.parameters()),
                 "shapes": {name: list(p.shape) for name, p in run.model.named_parameters()},

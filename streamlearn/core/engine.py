@@ -45,6 +45,7 @@ class Engine:
         optimizer: a function from parameters to a torch optimiser.
         plugins: what acts, in the order in which it should act.
         epochs: passes over the data of each experience, at least 1.
+        iterations: batches of each experience, at least 1, in place of ``epochs``: the last pass over the data is cut short.
         batch_size: rows of each experience per batch, at least 1; plugins may add more.
         seed: of everything random in the run.
         device: where the model and the batches live, such as ``"cuda"``.
@@ -93,11 +94,12 @@ class Engine:
         checkpoint_every: int | None = None,
         microbatches: int = 1,
         compile: bool | str = False,
+        iterations: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.options = Options(
             epochs, batch_size, seed, str(device), drop_last, evaluate, evaluate_every, evaluation_batch_size, checkpoint_every,
-            microbatches, compile,
+            microbatches, compile, iterations,
         )  # fmt: skip
         if not callable(model) or not callable(optimizer):
             raise ConfigurationError(

@@ -24,6 +24,7 @@ class Phase:
         name: ``"main"`` is the ordinary one.
         data: what is trained on.
         epochs: passes over the data, at least 0.
+        iterations: batches in all, at least 1, in place of ``epochs``: as many passes as they need, the last one cut short.
         updates: one entry for each update made per batch: patterns of parameter names that it moves.
         trainable: patterns of the parameters that move in this phase; ``None`` means all, ``()`` none.
         optimizer: an optimiser of the phase's own; ``None`` uses the main one.
@@ -44,15 +45,20 @@ class Phase:
     role: str = "train"
     batch_size: int | None = None
     companions: Mapping[str, Data | JoinedData] = field(default_factory=dict)
+    iterations: int | None = None
 
     def __post_init__(self) -> None:
         if self.only is not None:
             object.__setattr__(self, "only", frozenset(self.only))  # any collection of names is welcome
         if self.epochs < 0:
             raise ConfigurationError(f"phase {self.name!r} has {self.epochs} epochs: give 0 or more")
+        if self.iterations is not None and self.iterations < 1:
+            raise ConfigurationError(f"phase {self.name!r} has {self.iterations} iterations: give 1 or more, or None")
 
     def replace(self, **changes: object) -> Phase:
-        """A copy with some fields exchanged."""
+        """A copy with some fields exchanged; one that is given epochs has no number of iterations, unless that is given, too."""
+        if "epochs" in changes:
+            changes = {"iterations": None, **changes}
         return replace(self, **changes)  # type: ignore[arg-type]
 
 

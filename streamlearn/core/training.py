@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from streamlearn.core.cost import cost_of
 from streamlearn.core.evaluation import Evaluator
 from streamlearn.core.forward import resolve_taps
 from streamlearn.core.inputs import readable
@@ -50,6 +51,7 @@ class Walk:
         self.cursors: TaskCursors | None = None
         self._restored = dict(restored or {})
         self._prequential: Prequential | None = None
+        self._learnt = {*run.stream.learnt_after, len(run.stream)}
 
     def state_dict(self) -> dict[str, Any]:
         """What the epoch and the experience in progress have, beyond the clock: task cursors, and the score of predictions."""
@@ -121,6 +123,8 @@ class Walk:
         )
         for line in self._prequential.lines() if self._prequential is not None else ():
             run.record.append(line)
+        if clock.experience + 1 in self._learnt:
+            run.record.append(cost_of(run, experience))
         self._prequential = None
         self._timed("experience", started)
         clock.experience += 1
@@ -134,7 +138,9 @@ class Walk:
         run = self.run
         role = experience.main_role
         others = {name: data for name, data in experience.data.items() if name not in (role, "validation")}
-        phases: tuple[Phase, ...] = (Phase("main", experience.data[role], run.options.epochs, role=role, companions=others),)
+        phases: tuple[Phase, ...] = (
+            Phase("main", experience.data[role], run.options.epochs, role=role, companions=others, iterations=run.options.iterations),
+        )
         if run.hooks.transform_phases is not None:
             phases = tuple(run.hooks.transform_phases(phases, experience, run))
         return phases
@@ -143,8 +149,10 @@ class Walk:
 
     def _phase(self, phase: Phase) -> None:
         run, clock, hooks = self.run, self.run.clock, self.run.hooks
-        run.phase, clock.epochs = phase, phase.epochs
+        run.phase = phase
         clock.batches = batches_per_epoch(len(phase.data), phase.batch_size or run.options.batch_size, run.options.drop_last)
+        clock.epochs = phase.epochs if phase.iterations is None else -(-phase.iterations // clock.batches) if clock.batches else 1
+        clock.iterations = clock.epochs * clock.batches if phase.iterations is None else phase.iterations
         table = run.hooks
         if phase.only is not None:
             unknown = sorted(phase.only - {plugin.name for plugin in run.plugins})
@@ -158,7 +166,7 @@ class Walk:
         self._restore_phase_optimizer()
         try:
             self.cursors = self._make_cursors(phase)
-            for epoch in range(clock.epoch, phase.epochs):
+            for epoch in range(clock.epoch, clock.epochs):
                 clock.epoch = epoch
                 if clock.batch == 0 and hooks.before_epoch is not None:
                     hooks.before_epoch(run)
@@ -236,15 +244,16 @@ class Walk:
         run, clock = self.run, self.run.clock
         options, data, role = run.options, phase.data, phase.role
         size = phase.batch_size or options.batch_size
+        ends = min(clock.batches, clock.iterations - clock.epoch * clock.batches)
         if self.cursors is None:
             place = (clock.experience, clock.phase, clock.epoch)
-            order = shuffled(len(data), size, options.drop_last, clock.batch, run.seed, *place)
+            order = shuffled(len(data), size, options.drop_last, clock.batch, run.seed, *place)[: (ends - clock.batch) * size]
             batches = data.in_order(order, size, role) if len(order) else iter(())
             if phase.companions:
                 batches = self._accompanied(batches, phase, size)
             yield from batches if run.device.type == "cpu" else (batch.to(run.device) for batch in batches)
         else:
-            batches = (data.batch(self._scheduled(), role) for _ in range(clock.batch, clock.batches))
+            batches = (data.batch(self._scheduled(), role) for _ in range(clock.batch, ends))
             yield from (batch.to(run.device) for batch in self._accompanied(batches, phase, size))
 
     def _seeded(self, batches: Iterator[Batch], phase: Phase) -> Iterator[Batch]:

@@ -237,7 +237,7 @@ def test_companions_move_to_the_device_with_their_batch() -> None:
         hooks = None
 
     run: Any = Elsewhere()
-    run.clock, run.options = Clock(batches=3, epochs=1), Options(batch_size=8)
+    run.clock, run.options = Clock(batches=3, epochs=1, iterations=3), Options(batch_size=8)
     walk = Walk(run, None, lambda event: None)  # type: ignore[arg-type]
     data = stream[0].data
     for batch in walk._batches(Phase("main", data["train"], 1, companions={"target": data["target"]})):

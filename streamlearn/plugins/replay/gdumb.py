@@ -107,8 +107,8 @@ class GDumb(Plugin):
         kept = self._memory(run).data() if "train" in experience.data else None
         if kept is None:
             return phases
-        epochs = self.config.epochs
-        return tuple(phase.replace(data=kept, epochs=epochs or phase.epochs) if phase.name == "main" else phase for phase in phases)
+        length = {} if self.config.epochs is None else {"epochs": self.config.epochs}
+        return tuple(phase.replace(data=kept, **length) if phase.name == "main" else phase for phase in phases)
 
 
 def _refuse_without_classes(data: Data | JoinedData) -> None:
