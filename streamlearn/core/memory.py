@@ -4,7 +4,8 @@ A memory holds no copies of rows but (source, index), and fetches them from thei
 keeps follows one rule for all policies: every row that is offered gets a random priority, and each group keeps the rows with the
 smallest ones (bottom-k sampling). With one group for all that *is* reservoir sampling (Vitter 1985): a uniform sample without
 replacement of everything offered. With one group for each class, or experience, it is the balanced version, and a group whose
-quota shrinks drops its largest priorities, which leaves a uniform sample again.
+quota shrinks drops its largest priorities, which leaves a uniform sample again. Priorities that fall with time keep the latest rows (a
+ring buffer), and those that somebody gives keep what he puts first (herding).
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from torch import Tensor
 
 from streamlearn.core.randomness import distinct, subseed
 from streamlearn.errors import ConfigurationError
-from streamlearn.streams.batch import Batch, concatenate
+from streamlearn.streams.batch import Batch, StoredColumn, concatenate
 from streamlearn.streams.data import Data, JoinedData, join, same_kind
 
-__all__ = ["Memories", "Policy", "ReplayMemory", "quotas"]
+__all__ = ["Budget", "Part", "Policy", "ReplayMemory", "quotas"]
 
-Policy = Literal["reservoir", "class_balanced", "experience_balanced"]
+Policy = Literal["reservoir", "class_balanced", "experience_balanced", "ring", "herding"]
+Budget = Literal["total", "per_group"]
 
 Part = tuple[int, str, int]
 """Where rows come from: (experience, role, number of the piece of that data). It finds them again after a restart."""
@@ -52,9 +54,11 @@ class ReplayMemory:
 
     Args:
         name: under which plugins share it.
-        capacity: rows kept in all, at least 1.
-        policy: ``"reservoir"``, ``"class_balanced"`` or ``"experience_balanced"``.
+        capacity: rows kept, at least 1.
+        policy: which: ``"reservoir"``, a uniform sample of all; ``"class_balanced"`` or ``"experience_balanced"``, one of each class or
+            experience; ``"ring"``, the latest of each class; ``"herding"``, those of each class that come first in an order that is given.
         seed: of the run.
+        budget: ``"total"``: the capacity is shared by all groups; ``"per_group"``: each class (or experience) has so much.
 
     Attributes:
         offered: rows offered so far.
@@ -66,10 +70,10 @@ class ReplayMemory:
 
     _COLUMNS = ("part", "index", "group", "priority")
 
-    def __init__(self, name: str, capacity: int, policy: Policy, seed: int) -> None:
+    def __init__(self, name: str, capacity: int, policy: Policy, seed: int, budget: Budget = "total") -> None:
         if capacity < 1:
             raise ConfigurationError(f"replay memory {name!r} has capacity {capacity}: give at least 1 row")
-        self.name, self.capacity, self.policy = name, capacity, policy
+        self.name, self.capacity, self.policy, self.budget = name, capacity, policy, budget
         self._seed = subseed(seed, "memory", name)
         self._random = torch.Generator()  # seeded anew for each draw, which costs a tenth of making one
         self._parts: list[Part] = []
@@ -79,6 +83,7 @@ class ReplayMemory:
         self._index = np.zeros(0, np.int64)
         self._group = np.zeros(0, np.int64)
         self._priority = np.zeros(0)
+        self._stored: dict[str, Tensor] = {}
         self.offered = 0
         self.owner: str | None = None
 
@@ -95,18 +100,42 @@ class ReplayMemory:
         names, counts = np.unique(self._group, return_counts=True)
         return dict(zip(names.tolist(), counts.tolist(), strict=True))
 
-    def offer(self, data: Data | JoinedData, experience: int, role: str, positions: Tensor | None = None) -> None:
-        """Offer rows of ``data``, all of them or those at ``positions``; each row must be offered only once."""
+    def offer(
+        self,
+        data: Data | JoinedData,
+        experience: int,
+        role: str,
+        positions: Tensor | None = None,
+        order: Tensor | None = None,
+    ) -> None:
+        """Offer rows of ``data``, all of them or those at ``positions``; each row must be offered only once.
+
+        ``order`` gives every row of ``data`` its priority, ``(rows,)``: of each group, those with the smallest are kept.
+        """
         start = 0
         for number, piece in enumerate(data.parts()):
-            here = positions if positions is None else positions[(positions >= start) & (positions < start + len(piece))] - start
-            index = piece.indices if here is None else piece.indices[here]
+            here = (
+                torch.arange(len(piece))
+                if positions is None
+                else positions[(positions >= start) & (positions < start + len(piece))] - start
+            )
+            index, first = piece.indices[here], None if order is None else order[start + here]
             start += len(piece)
             if len(index):
-                self.insert(piece, (experience, role, number), index)
+                self.insert(piece, (experience, role, number), index, first)
 
-    def insert(self, piece: Data, part: Part, index: Tensor) -> None:
-        """Offer the rows ``index`` of the source of ``piece``, which is found again as ``part``."""
+    def insert(
+        self, piece: Data, part: Part, index: Tensor, order: Tensor | None = None, stored: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Offer the rows ``index`` of the source of ``piece``, which is found again as ``part``.
+
+        Args:
+            piece: whose rows they are.
+            part: how it is found again.
+            index: which rows, ``(rows,)``.
+            order: their priorities, needed by ``"herding"``.
+            stored: columns ``(rows, size)`` that are kept beside them, and come back with every draw as ``batch.stored``.
+        """
         if part not in self._parts:
             self._add_part(part, piece)
         fresh = len(index)
@@ -115,8 +144,47 @@ class ReplayMemory:
         self._part = np.concatenate([self._part, np.full(fresh, self._parts.index(part))])
         self._index = np.concatenate([self._index, index.numpy()])
         self._group = np.concatenate([self._group, self._groups_of(piece, part, index)])
-        self._priority = np.concatenate([self._priority, draw.random(fresh)])
+        self._priority = np.concatenate([self._priority, self._priorities(fresh, order, draw)])
+        for name in {**self._stored, **(stored or {})}:
+            self._store(name, len(self._index) - fresh, None if stored is None else stored.get(name))
         self._keep(self._survivors())
+
+    def _priorities(self, fresh: int, order: Tensor | None, draw: np.random.Generator) -> np.ndarray:
+        """Those of ``fresh`` rows just offered."""
+        if self.policy == "herding":
+            if order is None:
+                raise ConfigurationError(
+                    f"memory {self.name!r} keeps rows by herding, which orders all rows of a finished experience, but rows are offered one "
+                    "batch after another: use fill='experience', or another policy"
+                )
+            return order.double().numpy()
+        if self.policy == "ring":
+            return -np.arange(self.offered - fresh, self.offered, dtype=float)
+        return draw.random(fresh)
+
+    def _store(self, name: str, before: int, values: Tensor | None) -> None:
+        """Keep ``values`` beside the rows from ``before`` on; where there are none, and where a column has widened since, stands NaN."""
+        old = self._stored.get(name)
+        width = max(0 if old is None else old.shape[1], 0 if values is None else values.shape[1])
+        column = torch.full((len(self._index), width), float("nan"))
+        if old is not None:
+            column[:before, : old.shape[1]] = old
+        if values is not None:
+            column[before:, : values.shape[1]] = values.detach().float().cpu()
+        self._stored[name] = column
+
+    def lacking(self, name: str) -> np.ndarray:
+        """The places of the rows beside which nothing is stored under ``name``."""
+        column = self._stored.get(name)
+        return np.arange(len(self._index)) if column is None else column.isnan().all(1).numpy().nonzero()[0]
+
+    def store(self, name: str, places: np.ndarray, values: Tensor) -> None:
+        """Keep ``values`` ``(places, size)`` beside rows that are in the memory already; see `lacking` and `rows_at`."""
+        self._store(name, len(self._index), None)
+        old = self._stored[name]
+        if values.shape[1] > old.shape[1]:
+            self._stored[name] = torch.cat([old, old.new_full((len(old), values.shape[1] - old.shape[1]), float("nan"))], 1)
+        self._stored[name][places, : values.shape[1]] = values.detach().float().cpu()
 
     def _add_part(self, part: Part, piece: Data) -> None:
         """Remember where rows come from; parts that differ only in their rows are fetched by one gather."""
@@ -140,7 +208,7 @@ class ReplayMemory:
             return np.full(len(index), part[0])
         if not piece.targets:
             raise ConfigurationError(
-                f"memory {self.name!r} is class-balanced, but rows of {piece.source.name!r} have no labels: use 'reservoir'"
+                f"memory {self.name!r} is {_BY_CLASS[self.policy]}, but rows of {piece.source.name!r} have no labels: use 'reservoir'"
             )
         # classes of different tasks, or of the same task in different domains, are told apart by the source's own numbers
         task, target = next(iter(piece.targets.items()))
@@ -154,6 +222,8 @@ class ReplayMemory:
             return np.arange(len(self._index))
         order = np.lexsort((self._priority, self._group))
         names, first, counts = np.unique(self._group[order], return_index=True, return_counts=True)
+        if self.budget == "per_group":
+            return np.sort(np.concatenate([order[f : f + min(count, self.capacity)] for f, count in zip(first, counts, strict=True)]))
         # which groups get what cannot be shared equally is drawn once for all: with more groups than places, not the oldest stay
         rank = np.argsort([subseed(self._seed, "group", int(name)) for name in names])
         allowed = np.zeros_like(counts)
@@ -163,6 +233,7 @@ class ReplayMemory:
     def _keep(self, places: np.ndarray) -> None:
         for column in self._COLUMNS:
             setattr(self, f"_{column}", getattr(self, f"_{column}")[places])
+        self._stored = {name: column[torch.from_numpy(places)] for name, column in self._stored.items()}
 
     def draw(self, rows: int, seed: int) -> Batch | None:
         """A uniform draw without replacement of at most ``rows`` rows, role ``"memory"``; ``None`` while empty."""
@@ -173,11 +244,29 @@ class ReplayMemory:
         return self._fetch(distinct(size, min(rows, size), self._random).numpy())
 
     def _fetch(self, places: np.ndarray) -> Batch:
-        parts, index = self._part[places], torch.from_numpy(self._index[places])
         if len(self._kinds) == 1:
-            return _rows_of(self._kinds[0], index)
-        kinds = np.array(self._kind_of_part)[parts]
-        return concatenate([_rows_of(self._kinds[k], index[torch.from_numpy(kinds == k)]) for k in np.unique(kinds)])
+            batch = _rows_of(self._kinds[0], torch.from_numpy(self._index[places]))
+        else:
+            kinds = np.array(self._kind_of_part)[self._part[places]]
+            by_kind = [places[kinds == k] for k in np.unique(kinds)]
+            chosen = zip(np.unique(kinds), by_kind, strict=True)
+            batch = concatenate([_rows_of(self._kinds[k], torch.from_numpy(self._index[here])) for k, here in chosen])
+            places = np.concatenate(by_kind)
+        if not self._stored:
+            return batch
+        everything = slice(0, len(batch))
+        return batch.replace(stored={name: StoredColumn(everything, column[places]) for name, column in self._stored.items()})
+
+    def rows_at(self, places: np.ndarray) -> Batch:
+        """The rows at ``places``, at least one, each at its own place in the batch."""
+        if len(self._kinds) == 1:
+            return self._fetch(places)
+        return concatenate([self._fetch(places[number : number + 1]).replace(stored={}) for number in range(len(places))])
+
+    def rows_of(self, group: int) -> Batch | None:
+        """All rows of one group (see `groups`), as a batch of role ``"memory"``; ``None`` when there are none."""
+        places = (self._group == group).nonzero()[0]
+        return self._fetch(places) if len(places) else None
 
     def data(self) -> Data | JoinedData | None:
         """Everything kept, to be trained on like the data of an experience; ``None`` while empty."""
@@ -193,7 +282,13 @@ class ReplayMemory:
     def state_dict(self) -> dict[str, Any]:
         """Priorities, indices and where they come from; no rows."""
         columns = {column: torch.from_numpy(getattr(self, f"_{column}").copy()) for column in self._COLUMNS}
-        return {"parts": [list(part) for part in self._parts], "offered": self.offered, "owner": self.owner, "columns": columns}
+        state: dict[str, Any] = {
+            "parts": [list(part) for part in self._parts],
+            "offered": self.offered,
+            "owner": self.owner,
+            "columns": columns,
+        }
+        return {**state, "stored": dict(self._stored)} if self._stored else state
 
     def load_state_dict(self, state: Mapping[str, Any], piece_at: Callable[[int, str, int], Data]) -> None:
         """Take back what `state_dict` gave; ``piece_at`` finds the data a `Part` names."""
@@ -203,6 +298,10 @@ class ReplayMemory:
         self.offered, self.owner = int(state["offered"]), state["owner"]
         for column in self._COLUMNS:
             setattr(self, f"_{column}", state["columns"][column].numpy().copy())
+        self._stored = dict(state.get("stored", {}))
+
+
+_BY_CLASS = {"class_balanced": "class-balanced", "ring": "a ring for each class", "herding": "herded by class"}
 
 
 def _rows_of(piece: Data, index: Tensor) -> Batch:
@@ -222,68 +321,3 @@ def _piece_of(piece: Data, index: Tensor) -> Data:
 def _positions(piece: Data, index: Tensor) -> Tensor:
     order = piece.indices.argsort()
     return order[torch.searchsorted(piece.indices[order], index)]
-
-
-class Memories:
-    """The replay memories of a run, by name."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._memories: dict[str, ReplayMemory] = {}
-        self._drawn: dict[tuple[str, int, str], Batch | None] = {}
-        self._update = -1
-
-    def open(self, name: str, capacity: int, policy: Policy) -> ReplayMemory:
-        """The memory ``name``; made at the first call.
-
-        Raises:
-            ConfigurationError: it exists with another capacity or policy.
-        """
-        memory = self._memories.get(name)
-        if memory is None:
-            memory = self._memories[name] = ReplayMemory(name, capacity, policy, self._seed)
-        if (memory.capacity, memory.policy) != (capacity, policy):
-            raise ConfigurationError(
-                f"two plugins share the replay memory {name!r} but want capacity {memory.capacity}, {memory.policy} and "
-                f"{capacity}, {policy}: make them agree, or give one of them another memory name"
-            )
-        return memory
-
-    @property
-    def draws(self) -> bool:
-        """Whether a memory holds rows that are augmented."""
-        return any(memory.draws for memory in self._memories.values())
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The memories that plugins have opened."""
-        return tuple(self._memories)
-
-    def find(self, name: str) -> ReplayMemory | None:
-        """The memory ``name``, if a plugin has opened it."""
-        return self._memories.get(name)
-
-    def draw(self, name: str, rows: int, update: int, purpose: str) -> Batch | None:
-        """One draw per step, number of rows and purpose; who asks again gets the same rows."""
-        if name not in self._memories:
-            known = ", ".join(self._memories) or "none"
-            raise ConfigurationError(f"there is no replay memory {name!r} (there are: {known}): list a replay plugin that fills it")
-        if update != self._update:
-            self._drawn, self._update = {}, update
-        key = (name, rows, purpose)
-        if key not in self._drawn:
-            self._drawn[key] = self._memories[name].draw(rows, subseed(update, rows, purpose))
-        return self._drawn[key]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Every memory's state."""
-        return {
-            name: {"capacity": memory.capacity, "policy": memory.policy, "state": memory.state_dict()}
-            for name, memory in self._memories.items()
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any], piece_at: Callable[[int, str, int], Data]) -> None:
-        """Take back what `state_dict` gave."""
-        for name, saved in state.items():
-            self.open(name, saved["capacity"], saved["policy"]).load_state_dict(saved["state"], piece_at)
-        self._drawn, self._update = {}, -1

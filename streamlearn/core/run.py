@@ -14,7 +14,8 @@ from streamlearn.core.dispatch import HookTable
 from streamlearn.core.forward import Forward, Teacher, average, make_teacher, resolve_taps
 from streamlearn.core.importance import Labels, evaluating, importance
 from streamlearn.core.inputs import InputForm
-from streamlearn.core.memory import Memories, ReplayMemory
+from streamlearn.core.memories import Memories
+from streamlearn.core.memory import ReplayMemory
 from streamlearn.core.meter import Meter
 from streamlearn.core.optimization import Optimization
 from streamlearn.core.phases import Phase
@@ -204,15 +205,19 @@ class Run:
             torch.default_generator.manual_seed(subseed(self.seed, "importance rows", self.clock.experience))  # of data that augment
             return importance(self.model, rows, labels, names, regression)
 
-    def offer(self, memory: ReplayMemory, batch: Batch, role: str = "train") -> None:
-        """Offer the rows of ``role`` in ``batch`` to ``memory``; call it once for each incoming row."""
+    def offer(self, memory: ReplayMemory, batch: Batch, role: str = "train", stored: Mapping[str, Tensor] | None = None) -> None:
+        """Offer the rows of ``role`` in ``batch`` to ``memory``; call it once for each incoming row.
+
+        ``stored`` holds columns ``(rows of the batch, size)`` that are kept beside them.
+        """
         for segment in batch.segments:
             if segment.role == role:
                 for number, piece in enumerate(self.data(role).parts()):
                     if (piece.source.name, piece.domain) == (segment.source, segment.domain) and tuple(
                         t.name for t in piece.tasks
                     ) == segment.tasks:
-                        memory.insert(piece, (self.clock.experience, role, number), batch.index[segment.rows])
+                        beside = {name: column[segment.rows] for name, column in (stored or {}).items()}
+                        memory.insert(piece, (self.clock.experience, role, number), batch.index[segment.rows], stored=beside)
                         break
 
     def want_teachers(self, wanted: Mapping[str, Teacher]) -> None:

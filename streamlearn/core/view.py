@@ -103,12 +103,14 @@ class Step:
         self._forward = used.joined(Forward(self.run.model, batch.x, None, self.run.taps, encode=self.run.encode))
         self._committed = True
 
-    def draw(self, memory: str, rows: int, *, purpose: str = "") -> Batch | None:
+    def draw(self, memory: str, rows: int, *, purpose: str = "", stored: bool = False) -> Batch | None:
         """At most ``rows`` rows of the replay memory ``memory``, ``None`` while it is empty.
 
-        A draw is made once a step: plugins that ask for the same memory, number and purpose share it.
+        A draw is made once a step: plugins that ask for the same memory, number and purpose share it. With ``stored`` they bring the
+        columns that the memory keeps beside its rows.
         """
-        return self.run.memories.draw(memory, rows, self.update, purpose)
+        drawn = self.run.memories.draw(memory, rows, self.update, purpose)
+        return drawn if stored or drawn is None or not drawn.stored else drawn.replace(stored={})
 
     # ------------------------------------------------------------------ the model, through the view
 

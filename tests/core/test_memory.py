@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from streamlearn.core.memory import Memories, ReplayMemory, quotas
+from streamlearn.core.memories import Memories
+from streamlearn.core.memory import ReplayMemory, quotas
 from streamlearn.errors import ConfigurationError
 from streamlearn.streams import Task
 from streamlearn.streams.data import Data, Target

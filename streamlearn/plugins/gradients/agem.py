@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from streamlearn.core.plugin import Passes, Plugin, PluginConfig, PluginInfo, hookimpl
+from streamlearn.core.plugin import Passes, Plugin, PluginInfo, hookimpl
+from streamlearn.core.remembering import MemoryOptions, brought, open_memory, remember
 
 if TYPE_CHECKING:
-    from streamlearn.core.memory import ReplayMemory
     from streamlearn.core.run import Run
     from streamlearn.core.step import Step
-    from streamlearn.streams import Batch, Experience
+    from streamlearn.streams import Experience
 
 __all__ = ["AGEM", "projected"]
 
@@ -65,10 +65,11 @@ class AGEM(Plugin):
     drawn rows.
 
     Args:
-        memory: name of the memory. Plugins that name the same one share it, and must agree on ``capacity`` and ``policy``.
+        memory: name of the memory. Plugins that name the same one share it, and must agree on ``capacity``, ``policy`` and ``budget``.
         rows: rows drawn per step, at least 1; default as many as the batch brings.
-        capacity: rows kept in all, at least 1.
-        policy: ``"reservoir"``, ``"class_balanced"`` or ``"experience_balanced"``.
+        capacity: rows kept, at least 1.
+        policy: which, as in `Replay`.
+        budget: ``"total"``: ``capacity`` rows in all; ``"per_group"``: so many of each class, or experience.
 
     Cost: one forward and one backward pass over ``rows`` rows in each step, once the memory holds some. Memory: ``capacity`` indices,
     and a gradient while a step lasts.
@@ -92,23 +93,17 @@ class AGEM(Plugin):
         memory="capacity indices",
     )
 
-    class Config(PluginConfig):
+    class Config(MemoryOptions):
         """Options of `AGEM`."""
 
-        memory: str = Field("main", min_length=1)
         rows: int | None = Field(None, ge=1)
-        capacity: int = Field(500, ge=1)
-        policy: Literal["reservoir", "class_balanced", "experience_balanced"] = "reservoir"
-
-    def _memory(self, run: Run) -> ReplayMemory:
-        return run.memories.open(self.config.memory, self.config.capacity, self.config.policy)
 
     @hookimpl
     def transform_gradients(self, gradients: Mapping[str, Tensor], step: Step) -> Mapping[str, Tensor]:
         """Project, once there is something to remember."""
         run = step.run
-        self._memory(run)
-        drawn = step.draw(self.config.memory, self.config.rows or _brought(step.batch), purpose="reference")
+        open_memory(run, self)
+        drawn = step.draw(self.config.memory, self.config.rows or max(1, brought(step.batch)), purpose="reference")
         if drawn is None:
             return gradients
         reference = step.at(batch=drawn.to(step.batch.x.device)).gradient()
@@ -117,12 +112,4 @@ class AGEM(Plugin):
     @hookimpl
     def after_experience(self, experience: Experience, run: Run) -> None:
         """Offer the rows of the experience that has ended, unless another plugin does."""
-        memory = self._memory(run)
-        if memory.owner in (None, self.name) and "train" in experience.data:
-            memory.owner = self.name
-            memory.offer(run.data(), experience.index, "train")
-
-
-def _brought(batch: Batch) -> int:
-    """Rows of the batch that come from no memory, at least 1."""
-    return max(1, len(batch) - sum(segment.stop - segment.start for segment in batch.segments if segment.role == "memory"))
+        remember(run, self)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from streamlearn.core.plugin import Plugin, PluginConfig, PluginInfo, hookimpl
+from streamlearn.core.plugin import Plugin, PluginInfo, hookimpl
+from streamlearn.core.remembering import MemoryOptions, brought, open_memory, remember
 
 if TYPE_CHECKING:
-    from streamlearn.core.memory import ReplayMemory
     from streamlearn.core.run import Run
     from streamlearn.core.step import Step
     from streamlearn.streams import Batch, Experience
@@ -22,15 +22,18 @@ class Replay(Plugin):
 
     The memory holds at most ``capacity`` rows in all. ``policy="reservoir"`` is a uniform sample of everything offered
     (Vitter 1985; Chaudhry et al. 2019, algorithm 2); ``"class_balanced"`` shares the capacity equally among the classes met,
-    ``"experience_balanced"`` among the experiences, each a uniform sample of its group. Rows are kept as (source, index); no
+    ``"experience_balanced"`` among the experiences, each a uniform sample of its group; ``"ring"`` keeps the latest rows of each class
+    (Chaudhry et al. 2019, algorithm 3), ``"herding"`` those whose features have a mean near that of their class (Rebuffi et al. 2017,
+    algorithm 4), chosen with the model as it is when the experience ends. Rows are kept as (source, index); no
     input is copied.
 
     Current and memory rows are averaged alike: L is the mean over all rows of the batch. `ExperienceWeighting` beside it gives the
     current ones 1/k of the weight after k experiences.
 
     Args:
-        capacity: rows kept in all, at least 1.
-        policy: ``"reservoir"``, ``"class_balanced"`` or ``"experience_balanced"``.
+        capacity: rows kept, at least 1.
+        policy: ``"reservoir"``, ``"class_balanced"``, ``"experience_balanced"``, ``"ring"`` or ``"herding"``.
+        budget: ``"total"``: ``capacity`` rows in all; ``"per_group"``: so many of each class, or experience.
         batch_size: rows drawn per step, at least 1; default as many as the batch brings.
         fill: ``"experience"`` offers the rows of an experience when it has ended, so that a step replays the past only;
             ``"step"`` offers them as they come (online learning), during the first epoch.
@@ -56,27 +59,21 @@ class Replay(Plugin):
         ranks="local",
     )
 
-    class Config(PluginConfig):
+    class Config(MemoryOptions):
         """Options of `Replay`."""
 
-        capacity: int = Field(500, ge=1)
-        policy: Literal["reservoir", "class_balanced", "experience_balanced"] = "reservoir"
         batch_size: int | None = Field(None, ge=1)
         fill: Literal["experience", "step"] = "experience"
-        memory: str = Field("main", min_length=1)
 
     def __init__(self, *, name: str | None = None, **options: Any) -> None:
         super().__init__(name=name, **options)
         self._offered: tuple[int, int] | None = None  # (experience, batch) whose rows were offered last
 
-    def _memory(self, run: Run) -> ReplayMemory:
-        return run.memories.open(self.config.memory, self.config.capacity, self.config.policy)
-
     @hookimpl
     def transform_batch(self, batch: Batch, step: Step) -> Batch:
         """Add a draw from the memory."""
-        self._memory(step.run)
-        rows = step.draw(self.config.memory, self.config.batch_size or _brought(batch))
+        open_memory(step.run, self)
+        rows = step.draw(self.config.memory, self.config.batch_size or brought(batch))
         return batch if rows is None else batch.with_rows("memory", rows.to(batch.x.device))
 
     @hookimpl
@@ -84,7 +81,7 @@ class Replay(Plugin):
         """Offer the incoming rows as they come."""
         run = step.run
         if self.config.fill == "step" and run.clock.epoch == 0 and run.phase is not None and run.phase.name == "main":
-            memory = self._memory(run)
+            memory = open_memory(run, self)
             place = (run.clock.experience, run.clock.batch)  # a batch may make several updates
             if memory.owner in (None, self.name) and place != self._offered:
                 memory.owner, self._offered = self.name, place
@@ -93,12 +90,5 @@ class Replay(Plugin):
     @hookimpl
     def after_experience(self, experience: Experience, run: Run) -> None:
         """Offer the rows of the experience that has ended."""
-        memory = self._memory(run)
-        if self.config.fill == "experience" and memory.owner in (None, self.name) and "train" in experience.data:
-            memory.owner = self.name
-            memory.offer(run.data(), experience.index, "train")
-
-
-def _brought(batch: Batch) -> int:
-    """Rows of the batch that come from no memory: two replay plugins do not replay each other's rows twice over."""
-    return len(batch) - sum(segment.stop - segment.start for segment in batch.segments if segment.role == "memory")
+        if self.config.fill == "experience":
+            remember(run, self)
