@@ -1,20 +1,24 @@
-"""Sums of squared per-row gradients in closed form, for layers whose per-row gradient factorises.
+"""Sums over rows of the size of per-row gradients (their square, or absolute value) in closed form, for layers whose gradient factorises.
 
-linear       Σ_i (g_i a_iᵀ)²  = (g²)ᵀ (a²)             bias  Σ_i g_i²
-convolution  the same with a_i unfolded into patches: the row's gradient is Σ_positions g_p a_pᵀ, squared afterwards
-normalisation (evaluation mode)  Σ_i (Σ_positions g x̂)²
+linear       Σ_i (g_i a_iᵀ)²  = (g²)ᵀ (a²)    Σ_i |g_i a_iᵀ| = |g|ᵀ |a|         bias  Σ_i g_i²    Σ_i |g_i|
+convolution  the same with a_i unfolded into patches: the row's gradient is Σ_positions g_p a_pᵀ, of which the size is taken afterwards
+normalisation (evaluation mode)  Σ_i (Σ_positions g x̂)²    Σ_i |Σ_positions g x̂|
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["has_closed_form", "squared_gradients"]
+__all__ = ["SIZES", "Size", "has_closed_form", "sizes_of_gradients", "squared_gradients"]
+
+Size = Literal["square", "absolute"]
+SIZES: dict[Size, Callable[[Tensor], Tensor]] = {"square": torch.square, "absolute": torch.abs}
+"""What is added up over rows. Both are multiplicative, |ab| = |a| |b|: that is what the closed form of a linear layer rests on."""
 
 _NORMALISATION = (nn.BatchNorm1d, nn.BatchNorm2d)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, *_NORMALISATION)
@@ -42,7 +46,14 @@ def _factorises(module: nn.Module) -> bool:
 def squared_gradients(
     forward: Callable[[], Tensor], model: nn.Module, scores: Callable[[Tensor], list[Tensor]], names: frozenset[str]
 ) -> dict[str, Tensor] | None:
-    """Σ_rows Σ_scores (∂⟨score, outputs⟩/∂θ)² by name, or ``None`` when the pass does not have the form that this needs: a layer ran
+    """Σ_rows Σ_scores (∂⟨score, outputs⟩/∂θ)² by name: `sizes_of_gradients` with the square."""
+    return sizes_of_gradients(forward, model, scores, names, "square")
+
+
+def sizes_of_gradients(
+    forward: Callable[[], Tensor], model: nn.Module, scores: Callable[[Tensor], list[Tensor]], names: frozenset[str], size: Size
+) -> dict[str, Tensor] | None:
+    """Σ_rows Σ_scores size(∂⟨score, outputs⟩/∂θ) by name, or ``None`` when the pass does not have the form that this needs: a layer ran
     more than once, its weight was read outside its call, or an in-place operation overwrote what a layer took in or gave out.
 
     One forward pass, and one backward pass to the layers' outputs for each score; no gradient of a parameter is formed.
@@ -88,9 +99,9 @@ def squared_gradients(
     vectors = scores(outputs)
     for number, vector in enumerate(vectors):
         gradients = torch.autograd.grad(outputs, [o for *_, o in seen], vector, retain_graph=number + 1 < len(vectors), allow_unused=True)
-        for name, square in _squares(seen, gradients):
+        for name, found in _by_name(seen, gradients, SIZES[size]):
             if name in names:
-                total[name] = total[name] + square if name in total else square
+                total[name] = total[name] + found if name in total else found
     return total
 
 
@@ -112,32 +123,35 @@ def _read_elsewhere(outputs: Tensor, model: nn.Module, names: frozenset[str], se
     return any(readings.get(key, 0) > times for key, times in allowed.items())
 
 
-def _squares(seen: list[tuple[str, nn.Module, Tensor, Tensor]], gradients: tuple[Tensor | None, ...]) -> Iterator[tuple[str, Tensor]]:
-    """The squares of every layer that the outputs depend on, by parameter name."""
+def _by_name(
+    seen: list[tuple[str, nn.Module, Tensor, Tensor]], gradients: tuple[Tensor | None, ...], size: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """The sums of every layer that the outputs depend on, by parameter name."""
     for (path, module, inputs, _), gradient in zip(seen, gradients, strict=True):
         if gradient is not None:
-            for key, square in _layer(module, inputs, gradient):
-                yield f"{path}.{key}" if path else key, square
+            for key, found in _layer(module, inputs, gradient, size):
+                yield f"{path}.{key}" if path else key, found
 
 
-def _layer(module: nn.Module, inputs: Tensor, gradient: Tensor) -> list[tuple[str, Tensor]]:
-    """The squared per-row gradients of one layer's parameters, summed over rows."""
-    if isinstance(module, nn.Linear):
-        found = _matrix(inputs, gradient)
-    elif isinstance(module, nn.Conv1d | nn.Conv2d):
-        found = _convolution(module, inputs, gradient)
+def _layer(module: nn.Module, inputs: Tensor, gradient: Tensor, size: Callable[[Tensor], Tensor]) -> list[tuple[str, Tensor]]:
+    """The sizes of the per-row gradients of one layer's parameters, summed over rows."""
+    if isinstance(module, nn.Linear) and inputs.ndim == 2:
+        found = {"weight": size(gradient).T @ size(inputs), "bias": size(gradient).sum(0)}
     else:
-        found = _normalisation(module, inputs, gradient)
+        if isinstance(module, nn.Linear):
+            per_row = _matrix(inputs, gradient)
+        elif isinstance(module, nn.Conv1d | nn.Conv2d):
+            per_row = _convolution(module, inputs, gradient)
+        else:
+            per_row = _normalisation(module, inputs, gradient)
+        found = {key: size(value).sum(0) for key, value in per_row.items()}
     return [(key, value) for key, value in found.items() if getattr(module, key) is not None]
 
 
 def _matrix(inputs: Tensor, gradient: Tensor) -> dict[str, Tensor]:
-    if inputs.ndim == 2:
-        squares = gradient.square()
-        return {"weight": squares.T @ inputs.square(), "bias": squares.sum(0)}
-    # (rows, positions, features): a row's gradient is the sum over its positions, and is squared afterwards
+    """Of (rows, positions, features): a row's gradient is the sum over its positions."""
     a, g = inputs.flatten(1, -2), gradient.flatten(1, -2)
-    return {"weight": torch.einsum("bpo,bpi->boi", g, a).square().sum(0), "bias": g.sum(1).square().sum(0)}
+    return {"weight": torch.einsum("bpo,bpi->boi", g, a), "bias": g.sum(1)}
 
 
 def _convolution(module: nn.Conv1d | nn.Conv2d, inputs: Tensor, gradient: Tensor) -> dict[str, Tensor]:
@@ -149,8 +163,7 @@ def _convolution(module: nn.Conv1d | nn.Conv2d, inputs: Tensor, gradient: Tensor
         x, kernel, stride, dilation = x.unsqueeze(2), (1, *kernel), (1, *stride), (1, *dilation)
     patches = F.unfold(x, kernel, dilation, 0, stride)  # (rows, in * kernel, positions)
     g = gradient.flatten(2)
-    weight = torch.einsum("bop,bkp->bok", g, patches).square().sum(0).view_as(module.weight)
-    return {"weight": weight, "bias": g.sum(2).square().sum(0)}
+    return {"weight": torch.einsum("bop,bkp->bok", g, patches).view(-1, *module.weight.shape), "bias": g.sum(2)}
 
 
 def _normalisation(module: Any, inputs: Tensor, gradient: Tensor) -> dict[str, Tensor]:
@@ -158,7 +171,5 @@ def _normalisation(module: Any, inputs: Tensor, gradient: Tensor) -> dict[str, T
     shape = (1, -1, *([1] * (inputs.ndim - 2)))
     normalised = (inputs - mean.view(shape)) / (variance.view(shape) + epsilon).sqrt()
     positions = tuple(range(2, inputs.ndim))
-    per_row_weight, per_row_bias = gradient * normalised, gradient
-    if positions:
-        per_row_weight, per_row_bias = per_row_weight.sum(positions), per_row_bias.sum(positions)
-    return {"weight": per_row_weight.square().sum(0), "bias": per_row_bias.square().sum(0)}
+    weight = gradient * normalised
+    return {"weight": weight.sum(positions), "bias": gradient.sum(positions)} if positions else {"weight": weight, "bias": gradient}

@@ -12,7 +12,7 @@ from streamlearn.core.clock import Clock
 from streamlearn.core.composition import Composition
 from streamlearn.core.dispatch import HookTable
 from streamlearn.core.forward import Forward, Teacher, average, make_teacher, resolve_taps
-from streamlearn.core.importance import Labels, evaluating, importance
+from streamlearn.core.importance import Importance, evaluating, importance
 from streamlearn.core.inputs import InputForm
 from streamlearn.core.memories import Memories
 from streamlearn.core.memory import ReplayMemory
@@ -190,11 +190,12 @@ class Run:
 
     # ------------------------------------------------------------------ services
 
-    def importance(self, labels: Labels = "exact", data: Data | JoinedData | None = None, batch_size: int = 512) -> dict[str, Tensor]:
-        """Diagonal Fisher information of the trainable parameters of the model, by name; see `streamlearn.core.importance`.
+    def importance(self, kind: Importance = "exact", data: Data | JoinedData | None = None, batch_size: int = 512) -> dict[str, Tensor]:
+        """How much the trainable parameters of the model matter on some rows, by name; see `streamlearn.core.importance`.
 
         Args:
-            labels: ``"exact"`` (expectation over the model's prediction) or ``"empirical"`` (the labels of the data).
+            kind: diagonal Fisher information, ``"exact"`` (expectation over the model's prediction) or ``"empirical"`` (the labels of
+                the data), or ``"outputs"``: the absolute gradient of the squared norm of the outputs.
             data: default, the training rows of the present experience.
             batch_size: rows per pass; the result does not depend on it.
         """
@@ -203,7 +204,7 @@ class Run:
         rows = self.batches(self.data() if data is None else data, batch_size)
         with forked(self.device):
             torch.default_generator.manual_seed(subseed(self.seed, "importance rows", self.clock.experience))  # of data that augment
-            return importance(self.model, rows, labels, names, regression)
+            return importance(self.model, rows, kind, names, regression)
 
     def offer(self, memory: ReplayMemory, batch: Batch, role: str = "train", stored: Mapping[str, Tensor] | None = None) -> None:
         """Offer the rows of ``role`` in ``batch`` to ``memory``; call it once for each incoming row.

@@ -236,3 +236,49 @@ def test_empirical_importance_counts_labelled_rows_only() -> None:
     for name in names:
         torch.testing.assert_close(found[name], expected[name])
     assert importance(model, iter([Batch(x, {"t": y * 0}, {"t": shown & False}, segment, torch.arange(12))]), "empirical", names) == {}
+
+
+def outputs_by_loop(model: Model, batch: Batch) -> dict[str, Tensor]:
+    model.eval()
+    named = dict(model.named_parameters())
+    total = {name: torch.zeros_like(p) for name, p in named.items()}
+    for row in range(ROWS):
+        found = torch.autograd.grad(model(batch.x[row : row + 1], "t").square().sum(), list(named.values()))
+        for name, gradient in zip(named, found, strict=True):
+            total[name] += gradient.abs() / ROWS
+    return total
+
+
+@pytest.mark.parametrize("name", [*CLOSED, *OTHER])
+def test_the_sensitivity_of_outputs_equals_a_loop_over_single_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name in CLOSED:
+
+        def refuse(*given: Any, **named: Any) -> None:
+            raise AssertionError("this model has a closed form")
+
+        monkeypatch.setattr(module, "_by_vmap", refuse)
+    model, batch = made(*(CLOSED | OTHER)[name])
+    found, expected = computed(model, batch, "outputs"), outputs_by_loop(model, batch)
+    assert found.keys() == expected.keys()
+    for key in expected:
+        assert bool((expected[key] > 0).any()), key
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-9, atol=1e-14)
+    for key, value in computed(model, batch, "outputs", size=2).items():
+        torch.testing.assert_close(value, found[key], rtol=1e-10, atol=1e-14)
+
+
+def test_the_sensitivity_of_outputs_reads_no_labels_and_adds_up_over_tasks() -> None:
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = Model.of(nn.Linear(4, 3)).double()
+    names = frozenset(dict(model.named_parameters()))
+    index = torch.arange(6)
+    labelled = Batch.uniform(x, "t", index % 3, index)
+    without = Batch(x, {}, {}, (Segment("train", 0, 6, ("t",)),), index)
+    twice = Batch(x, {}, {}, (Segment("train", 0, 6, ("t", "u")),), index)
+    once, bare, both = (importance(model, iter([batch]), "outputs", names) for batch in (labelled, without, twice))
+    assert once.keys() == names
+    for name, value in once.items():
+        assert torch.equal(value, bare[name])
+        torch.testing.assert_close(both[name], 2 * value)  # of a plain module both tasks read the same outputs
+    regression = importance(model, iter([without]), "outputs", names, frozenset({"t"}))
+    assert all(torch.equal(value, regression[name]) for name, value in once.items())

@@ -10,6 +10,7 @@ from streamlearn import Engine, models
 from streamlearn.plugins import EWC
 from streamlearn.plugins.regularization.ewc import quadratic_penalty
 from tests.core.support import class_stream, growing_stream, net, probe, sgd
+from tests.plugins.regularization.avalanche_oracle import avalanche_plugin, difference, trained, trained_by
 
 
 def history(*plugins: Any, stream: Any = None, model: Any = None) -> tuple[list[tuple[dict[str, Tensor], dict[str, Tensor]]], list[Any]]:
@@ -93,3 +94,22 @@ def test_strength_zero_keeps_nothing() -> None:
     ewc = EWC(strength=0)
     Engine(net(), sgd(), [ewc]).run(class_stream())
     assert ewc.state_dict() == {"importance": {}, "anchor": {}, "constant": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({"mode": "separate"}, {"mode": "separate"}),
+        ({"mode": "online", "decay": 0.6}, {"mode": "online", "decay_factor": 0.6}),
+    ],
+)
+def test_it_agrees_with_avalanche_where_that_takes_rows_one_by_one(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Avalanche squares the gradient of a mini-batch's mean loss: at batch size 1 the empirical Fisher information, and less beyond.
+
+    Its λ has no 1/2 before it.
+    """
+    weights, batches = trained(EWC(strength=20.0, fisher="empirical", **ours))
+    plugin = avalanche_plugin("EWCPlugin")
+    assert difference(trained_by(plugin(10.0, **theirs), batches), weights) < 1e-5
+    assert difference(trained_by(plugin(0.0, **theirs), batches), weights) > 1e-2
+    assert difference(trained_by(plugin(10.0, **theirs), batches, rows_per_pass=10), weights) > 1e-3
