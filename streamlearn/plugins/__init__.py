@@ -24,11 +24,15 @@ if TYPE_CHECKING:
     from streamlearn.plugins.meta.reptile import Reptile
     from streamlearn.plugins.regularization.ema import EMA
     from streamlearn.plugins.regularization.ewc import EWC
+    from streamlearn.plugins.regularization.l2_anchor import L2Anchor
+    from streamlearn.plugins.regularization.mas import MAS
     from streamlearn.plugins.regularization.mixup import Mixup
     from streamlearn.plugins.regularization.sam import SAM
+    from streamlearn.plugins.regularization.si import SI
     from streamlearn.plugins.replay.er_ace import ERACE
     from streamlearn.plugins.replay.experience_weighting import ExperienceWeighting
     from streamlearn.plugins.replay.gdumb import GDumb
+    from streamlearn.plugins.replay.generative_replay import GenerativeReplay
     from streamlearn.plugins.replay.joint import Joint
     from streamlearn.plugins.replay.nearest_class_mean import NearestClassMean
     from streamlearn.plugins.replay.replay import Replay
@@ -54,9 +58,11 @@ __all__ = [
     "ERACE",
     "EWC",
     "MAML",
+    "MAS",
     "MGDA",
     "MGDAUB",
     "SAM",
+    "SI",
     "SLDA",
     "ActiveSampling",
     "BiC",
@@ -66,9 +72,11 @@ __all__ = [
     "Curriculum",
     "ExperienceWeighting",
     "GDumb",
+    "GenerativeReplay",
     "GroupDRO",
     "ICaRLLoss",
     "Joint",
+    "L2Anchor",
     "LaMAML",
     "LwF",
     "MMoE",
@@ -95,9 +103,11 @@ _HOME = {
     "ERACE": "replay.er_ace",
     "EWC": "regularization.ewc",
     "MAML": "meta.maml",
+    "MAS": "regularization.mas",
     "MGDA": "gradients.mgda",
     "MGDAUB": "gradients.mgda_ub",
     "SAM": "regularization.sam",
+    "SI": "regularization.si",
     "SLDA": "replay.slda",
     "ActiveSampling": "scheduling.active_sampling",
     "BiC": "distillation.bic",
@@ -107,9 +117,11 @@ _HOME = {
     "Curriculum": "scheduling.curriculum",
     "ExperienceWeighting": "replay.experience_weighting",
     "GDumb": "replay.gdumb",
+    "GenerativeReplay": "replay.generative_replay",
     "GroupDRO": "weighting.group_dro",
     "ICaRLLoss": "distillation.icarl_loss",
     "Joint": "replay.joint",
+    "L2Anchor": "regularization.l2_anchor",
     "LaMAML": "meta.la_maml",
     "LwF": "distillation.lwf",
     "MMoE": "sharing.mmoe",

@@ -34,6 +34,7 @@ OPTIONS: Mapping[str, Callable[[Path], Mapping[str, Any]]] = {
     "agem": lambda folder: {"capacity": 12},
     "csv_tracker": lambda folder: {"path": folder / "run.csv"},
     "gdumb": lambda folder: {"capacity": 12},
+    "generative_replay": lambda folder: {"likelihood": "gaussian", "hidden": (8,), "latent": 3},
     "multi_teacher": lambda folder: {"teachers": {"a": teacher(6), "b": teacher(2)}},
     "replay": lambda folder: {"capacity": 12},
 }
