@@ -18,19 +18,26 @@ if TYPE_CHECKING:
 __all__ = ["as_probabilities", "distillation_loss", "outputs_on", "refuse_unknown_tasks"]
 
 
-def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float, columns: Tensor | None = None) -> Tensor:
     """-mean_i Σ_c p_ic log q_ic with p = softmax(teacher / T), q = softmax(student / T): a scalar.
 
     Args:
         student: logits ``(rows, classes)``.
-        teacher: logits of the same shape.
+        teacher: logits of the same shape, or ``(rows, len(columns))``.
         temperature: T, above 0.
+        columns: which outputs of the student those of the teacher are, where it has fewer; the student's other outputs take part in its
+            softmax and have probability 0 in the target.
 
     Example:
         >>> round(distillation_loss(torch.zeros(3, 2), torch.zeros(3, 2), 2.0).item(), 4)  # log 2
         0.6931
+        >>> round(distillation_loss(torch.zeros(3, 4), torch.zeros(3, 2), 2.0, torch.tensor([0, 1])).item(), 4)  # log 4
+        1.3863
     """
-    return -(torch.softmax(teacher / temperature, 1) * torch.log_softmax(student / temperature, 1)).sum(1).mean()
+    log_q = torch.log_softmax(student / temperature, 1)
+    if columns is not None:
+        log_q = log_q.index_select(1, columns)
+    return -(torch.softmax(teacher / temperature, 1) * log_q).sum(1).mean()
 
 
 def as_probabilities(target: Tensor, outputs: Tensor, task: str) -> Tensor:

@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from streamlearn.plugins.adaptation.tent import Tent
     from streamlearn.plugins.distillation.bam import BAM
     from streamlearn.plugins.distillation.bic import BiC
+    from streamlearn.plugins.distillation.feature_distillation import FeatureDistillation
     from streamlearn.plugins.distillation.icarl_loss import ICaRLLoss
     from streamlearn.plugins.distillation.lwf import LwF
     from streamlearn.plugins.distillation.multi_teacher import MultiTeacher
+    from streamlearn.plugins.distillation.wa import WA
     from streamlearn.plugins.gradients.agem import AGEM
     from streamlearn.plugins.gradients.clipping import Clipping
     from streamlearn.plugins.gradients.mgda import MGDA
@@ -64,6 +66,7 @@ __all__ = [
     "SAM",
     "SI",
     "SLDA",
+    "WA",
     "ActiveSampling",
     "BiC",
     "CSVTracker",
@@ -71,6 +74,7 @@ __all__ = [
     "Clipping",
     "Curriculum",
     "ExperienceWeighting",
+    "FeatureDistillation",
     "GDumb",
     "GenerativeReplay",
     "GroupDRO",
@@ -109,6 +113,7 @@ _HOME = {
     "SAM": "regularization.sam",
     "SI": "regularization.si",
     "SLDA": "replay.slda",
+    "WA": "distillation.wa",
     "ActiveSampling": "scheduling.active_sampling",
     "BiC": "distillation.bic",
     "CSVTracker": "tracking.csv_tracker",
@@ -116,6 +121,7 @@ _HOME = {
     "Clipping": "gradients.clipping",
     "Curriculum": "scheduling.curriculum",
     "ExperienceWeighting": "replay.experience_weighting",
+    "FeatureDistillation": "distillation.feature_distillation",
     "GDumb": "replay.gdumb",
     "GenerativeReplay": "replay.generative_replay",
     "GroupDRO": "weighting.group_dro",

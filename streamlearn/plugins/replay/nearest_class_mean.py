@@ -84,7 +84,7 @@ class NearestClassMean(Plugin):
     before it is learnt (``"prequential"``). Memory: none beyond the replay memory's.
 
     Reference: Rebuffi et al., iCaRL: incremental classifier and representation learning, CVPR 2017, algorithm 1 and eq. 2.
-    Deviation: the exemplars are those that the replay memory keeps, not chosen by herding.
+    The exemplars are those that the replay memory keeps: the paper's, chosen by herding, with ``Replay(policy="herding")``.
 
     Example:
         >>> from streamlearn.plugins import NearestClassMean, Replay

@@ -31,6 +31,7 @@ from tests.core.support import (
     stop_at,
     stream_of,
 )
+from tests.plugins.distillation.oracle import body, distance, library, plain_sgd, trained_by_avalanche
 
 
 def linear(seed: int, outputs: int = 6) -> nn.Module:
@@ -52,6 +53,29 @@ def test_the_formula_by_hand() -> None:
     assert icarl_loss(outputs, labels, [0], teacher[:, :1]).tolist() == [pytest.approx(expected)], "a teacher whose head has grown since"
     (gradient,) = torch.autograd.grad(icarl_loss(outputs, labels, [0], teacher).sum(), outputs)
     torch.testing.assert_close(gradient, torch.tensor([[g[0] - q, g[1] - 1.0]]))
+
+
+def test_the_old_models_outputs_are_softened() -> None:
+    """sigmoid(o / T) in the target, and nothing else: the student's outputs and the labels are as they were."""
+    outputs, teacher, labels = torch.tensor([[0.5, -1.0]]), torch.tensor([[2.0, 9.0]]), torch.tensor([[0.0, 1.0]])
+    q, g = 1 / (1 + math.exp(-0.5)), 1 / (1 + math.exp(-0.5))
+    expected = -(q * math.log(g) + (1 - q) * math.log(1 - g)) - math.log(1 / (1 + math.exp(1.0)))
+    assert icarl_loss(outputs, labels, [0], teacher, temperature=4.0).tolist() == [pytest.approx(expected)]
+    step, losses = losses_of(class_stream()[:2], [ICaRLLoss(temperature=4.0)], linear(1), batch_size=20)[1]
+    target = F.one_hot(step.batch.targets["blobs"], 6).float()
+    target[:, :2] = torch.sigmoid(step.outputs["blobs"][:, :2].detach() / 4.0)  # at rate 0 the old model says what the model says
+    each = F.binary_cross_entropy_with_logits(step.outputs["blobs"].detach(), target, reduction="none").sum(1)
+    torch.testing.assert_close(losses["blobs"], each.mean())
+
+
+def test_avalanche_trains_the_same_weights_at_its_own_rate() -> None:
+    """Its loss is the mean over the six outputs, ours the sum."""
+    stream, lost = class_stream(), library("training.losses").ICaRLLossPlugin
+    mine = Engine(body(), plain_sgd, [ICaRLLoss()], batch_size=1000, epochs=4).run(stream).model
+    theirs = trained_by_avalanche(stream, body(), list, 4, lost, rate=0.6)
+    assert distance(mine, theirs) < 1e-5
+    other = Engine(body(), plain_sgd, [ICaRLLoss(temperature=2.0)], batch_size=1000, epochs=4).run(stream).model
+    assert distance(other, theirs) > 1e-3
 
 
 def algorithm_3(batches: list[Any], model: nn.Module) -> None:
