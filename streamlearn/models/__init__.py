@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streamlearn.models.builders import mlp
+    from streamlearn.models.image_encoder import pretrained
     from streamlearn.models.model import Heads, Model, SharedOutput
+    from streamlearn.models.vae import VAE
 
-__all__ = ["Heads", "Model", "SharedOutput", "mlp"]
+__all__ = ["VAE", "Heads", "Model", "SharedOutput", "mlp", "pretrained"]
 
-_HOME = {"Heads": "model", "Model": "model", "SharedOutput": "model", "mlp": "builders"}
+_HOME = {"Heads": "model", "Model": "model", "SharedOutput": "model", "VAE": "vae", "mlp": "builders", "pretrained": "image_encoder"}
 
 
 def __getattr__(name: str) -> Any:

@@ -33,19 +33,24 @@ if TYPE_CHECKING:
     from streamlearn.plugins.regularization.si import SI
     from streamlearn.plugins.replay.er_ace import ERACE
     from streamlearn.plugins.replay.experience_weighting import ExperienceWeighting
+    from streamlearn.plugins.replay.from_scratch import FromScratch
     from streamlearn.plugins.replay.gdumb import GDumb
     from streamlearn.plugins.replay.generative_replay import GenerativeReplay
     from streamlearn.plugins.replay.joint import Joint
     from streamlearn.plugins.replay.nearest_class_mean import NearestClassMean
+    from streamlearn.plugins.replay.ranpac import RanPAC
     from streamlearn.plugins.replay.replay import Replay
     from streamlearn.plugins.replay.slda import SLDA
     from streamlearn.plugins.scheduling.active_sampling import ActiveSampling
     from streamlearn.plugins.scheduling.curriculum import Curriculum
     from streamlearn.plugins.scheduling.temperature_sampling import TemperatureSampling
     from streamlearn.plugins.scheduling.updates_per_batch import UpdatesPerBatch
+    from streamlearn.plugins.sharing.frozen_backbone import FrozenBackbone
+    from streamlearn.plugins.sharing.hat import HAT
     from streamlearn.plugins.sharing.mmoe import MMoE
     from streamlearn.plugins.sharing.multi_head import MultiHead
     from streamlearn.plugins.sharing.packnet import PackNet
+    from streamlearn.plugins.sharing.separate_networks import SeparateNetworks
     from streamlearn.plugins.tracking.calibration_error import CalibrationError
     from streamlearn.plugins.tracking.csv_tracker import CSVTracker
     from streamlearn.plugins.weighting.group_dro import GroupDRO
@@ -59,6 +64,7 @@ __all__ = [
     "EMA",
     "ERACE",
     "EWC",
+    "HAT",
     "MAML",
     "MAS",
     "MGDA",
@@ -75,6 +81,8 @@ __all__ = [
     "Curriculum",
     "ExperienceWeighting",
     "FeatureDistillation",
+    "FromScratch",
+    "FrozenBackbone",
     "GDumb",
     "GenerativeReplay",
     "GroupDRO",
@@ -90,8 +98,10 @@ __all__ = [
     "NearestClassMean",
     "PCGrad",
     "PackNet",
+    "RanPAC",
     "Replay",
     "Reptile",
+    "SeparateNetworks",
     "TemperatureSampling",
     "Tent",
     "UncertaintyWeighting",
@@ -106,6 +116,7 @@ _HOME = {
     "EMA": "regularization.ema",
     "ERACE": "replay.er_ace",
     "EWC": "regularization.ewc",
+    "HAT": "sharing.hat",
     "MAML": "meta.maml",
     "MAS": "regularization.mas",
     "MGDA": "gradients.mgda",
@@ -122,6 +133,8 @@ _HOME = {
     "Curriculum": "scheduling.curriculum",
     "ExperienceWeighting": "replay.experience_weighting",
     "FeatureDistillation": "distillation.feature_distillation",
+    "FromScratch": "replay.from_scratch",
+    "FrozenBackbone": "sharing.frozen_backbone",
     "GDumb": "replay.gdumb",
     "GenerativeReplay": "replay.generative_replay",
     "GroupDRO": "weighting.group_dro",
@@ -137,8 +150,10 @@ _HOME = {
     "NearestClassMean": "replay.nearest_class_mean",
     "PCGrad": "gradients.pcgrad",
     "PackNet": "sharing.packnet",
+    "RanPAC": "replay.ranpac",
     "Replay": "replay.replay",
     "Reptile": "meta.reptile",
+    "SeparateNetworks": "sharing.separate_networks",
     "TemperatureSampling": "scheduling.temperature_sampling",
     "Tent": "adaptation.tent",
     "UncertaintyWeighting": "weighting.uncertainty_weighting",

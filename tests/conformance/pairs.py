@@ -33,7 +33,12 @@ FIRST, SECOND, THIRD = (Task(name, size=2) for name in ("first", "second", "thir
 KINDS: dict[str, tuple[Task, ...]] = {"two tasks a row": (A, B), "one task": (A,), "a task for each experience": (FIRST, SECOND, THIRD)}
 """Most plugins meet rows with two tasks; some are made for one."""
 
-WANTS = {"bic": "one task", "packnet": "a task for each experience"}
+WANTS = {
+    "bic": "one task",
+    "packnet": "a task for each experience",
+    "hat": "a task for each experience",
+    "separate_networks": "a task for each experience",
+}
 """What kind of stream a plugin is made for, if not any."""
 
 
@@ -87,6 +92,7 @@ SPECIAL: Mapping[str, Callable[[Path, str], Mapping[str, Any]]] = {
     "csv_tracker": lambda folder, kind: {"path": folder / "run.csv"},
     "multi_teacher": lambda folder, kind: {"teachers": {task.name: teacher(task.size) for task in KINDS[kind]}},
     "agem": lambda folder, kind: {"capacity": 12},
+    "ranpac": lambda folder, kind: {"dimensions": 50},
     "generative_replay": lambda folder, kind: {"likelihood": "gaussian", "hidden": (8,), "latent": 3},
     "replay": lambda folder, kind: {"capacity": 12},
     "curriculum": lambda folder, kind: {"order": [1, 0, 2]},
