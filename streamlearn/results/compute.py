@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from streamlearn.results.layout import is_square, one_after_another
 from streamlearn.results.measure import Matrix, Measure, checked
 from streamlearn.results.metrics import METRICS
+from streamlearn.results.variants import VARIANTS
 
 __all__ = ["as_json", "compute"]
 
@@ -25,6 +26,7 @@ def compute(
     trained: int | None = None,
     class_incremental: bool = False,
     learnt: Sequence[int] | None = None,
+    variants: bool = False,
 ) -> dict[str, Measure]:
     """Every metric of `METRICS`, in its order; those that do not apply are undefined and say why.
 
@@ -39,6 +41,7 @@ def compute(
         trained: how many of the ``T`` experiences have been trained; all when ``None``.
         class_incremental: see `streamlearn.results.metrics.forward_transfer`.
         learnt: for each of the ``S`` columns, after how many experiences it has been learnt, in 1..T; ``None`` for 1..T.
+        variants: also those of `streamlearn.results.variants`, after the usual ones.
 
     Raises:
         ConfigurationError: an accuracy matrix of the wrong shape, or with an entry outside [0, 1]; or a number of ``learnt``
@@ -60,19 +63,25 @@ def compute(
         reason = f"it is defined for accuracies, and {metric} is none"
     elif trained is not None and trained < experiences:
         reason = f"the run is not complete: {trained} of {experiences} experiences have been trained"
-    measures = _measures(r, range(1, experiences + 1) if learnt is None else learnt, class_incremental)
+    functions = {**METRICS, **VARIANTS} if variants else METRICS
+    measures = _measures(functions, r, range(1, experiences + 1) if learnt is None else learnt, class_incremental)
     if reason is None:
         return measures
     return {name: replace(measure, value=None, reason=reason) for name, measure in measures.items()}
 
 
-def _measures(r: Matrix, learnt: Sequence[int], class_incremental: bool) -> dict[str, Measure]:
+def _measures(
+    functions: Mapping[str, Callable[..., Measure]], r: Matrix, learnt: Sequence[int], class_incremental: bool
+) -> dict[str, Measure]:
     experiences, ordered = len(r) - 1, one_after_another(learnt)
     between = learnt[:-1] if ordered else [0] * (len(learnt) - 1)  # without an order only the last row is used
     taken = [0, *between, experiences]
     after = None if is_square(learnt, experiences) else taken
-    options = {"forward_transfer": {"class_incremental": class_incremental}}
-    measures = {name: function(r[taken], after=after, **options.get(name, {})) for name, function in METRICS.items()}
+    options = {"class_incremental": class_incremental}
+    measures = {
+        name: function(r[taken], after=after, **(options if name.startswith("forward_transfer") else {}))
+        for name, function in functions.items()
+    }
     if ordered:
         return measures
     undefined = {name: replace(measure, value=None, reason=_NO_ORDER) for name, measure in measures.items()}

@@ -18,6 +18,7 @@ __all__ = [
     "is_class_incremental",
     "main_metric",
     "matrix_of",
+    "mean_over_tasks",
     "set_names",
     "trained_experiences",
     "undefined_reasons",
@@ -75,10 +76,11 @@ def entries_of(events: Iterable[Event], experiences: int, sets: int, metric: str
         if event["metric"] == metric and task in (None, event["task"]):
             place = _place(event, experiences, sets)
             values.setdefault(place, {})[event["task"]] = np.nan if event["value"] is None else float(event["value"])
-    return {place: _mean_over_tasks(by_task) for place, by_task in values.items()}
+    return {place: mean_over_tasks(by_task) for place, by_task in values.items()}
 
 
-def _mean_over_tasks(by_task: Mapping[str, float]) -> float:
+def mean_over_tasks(by_task: Mapping[str, float]) -> float:
+    """The value of an evaluation set from those of its tasks; NaN when one is."""
     named = [value for name, value in by_task.items() if name]  # a metric over the whole set has no task
     return float(np.mean(named or list(by_task.values())))
 

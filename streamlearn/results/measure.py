@@ -21,11 +21,12 @@ class Measure:
     """One number about a run, with its definition; or the reason why there is none.
 
     Args:
-        name: its key in `streamlearn.results.METRICS`.
-        value: a fraction, never a percentage; ``None`` when undefined.
+        name: its key in `streamlearn.results.METRICS`, or in the dictionary of all in ``Result.every_metric``.
+        value: a fraction, never a percentage, unless ``unit`` says otherwise; ``None`` when undefined.
         formula: the variant, in the notation of `streamlearn.results.metrics`.
         source: authors, year and equation.
         reason: why it is undefined; ``None`` when it is defined.
+        unit: what the value counts: ``"fraction"``, ``"bytes"``, ``"updates"``, ...
 
     Example:
         >>> Measure("average_accuracy", 0.7, "mean over j of R[T, j]", "Lopez-Paz and Ranzato 2017, eq. 2")
@@ -37,6 +38,7 @@ class Measure:
     formula: str
     source: str
     reason: str | None = None
+    unit: str = "fraction"
 
     def __float__(self) -> float:
         if self.value is None:
@@ -44,8 +46,12 @@ class Measure:
         return self.value
 
     def __repr__(self) -> str:
-        text = f"is undefined: {self.reason}" if self.value is None else f"= {self.value:.4f}, {self.formula}"
+        text = f"is undefined: {self.reason}" if self.value is None else f"= {self._number}, {self.formula}"
         return f"{type(self).__name__}({self.name} {text})"
+
+    @property
+    def _number(self) -> str:
+        return f"{self.value:.4f}" if self.unit == "fraction" else f"{self.value:.10g} {self.unit}"
 
 
 def checked(matrix: ArrayLike, learnt: Sequence[int] | None = None) -> Matrix:

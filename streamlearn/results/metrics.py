@@ -11,7 +11,8 @@ where its set has been learnt. `streamlearn.results.compute` takes these rows. E
 another order than that of the columns, leave only `average_accuracy` defined.
 
 Several definitions circulate under each name (backward transfer averaged over all rows, or divided by T; forgetting whose
-maximum includes the last row). A value is only comparable with one of the same formula, so `Measure` carries it.
+maximum includes the last row). A value is only comparable with one of the same formula, so `Measure` carries it; the variants have
+names of their own in `streamlearn.results.variants`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from streamlearn.results.measure import Measure, checked, columns, just_trained,
 
 __all__ = [
     "METRICS",
+    "NEVER_MET",
     "average_accuracy",
     "average_incremental_accuracy",
     "backward_transfer",
@@ -34,6 +36,9 @@ __all__ = [
     "forward_transfer",
     "learning_accuracy",
 ]
+
+NEVER_MET = "in a class-incremental stream, classes not yet trained can never be predicted"
+"""Why forward transfer is undefined there."""
 
 
 def average_accuracy(matrix: ArrayLike, *, after: Sequence[int] | None = None) -> Measure:
@@ -183,7 +188,7 @@ def forward_transfer(matrix: ArrayLike, *, class_incremental: bool = False, afte
         after=after,
     )
     if class_incremental and r.shape[1] > 1:
-        return replace(result, value=None, reason="in a class-incremental stream, classes not yet trained can never be predicted")
+        return replace(result, value=None, reason=NEVER_MET)
     return result
 
 

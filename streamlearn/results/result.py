@@ -6,15 +6,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamlearn.errors import ConfigurationError
+from streamlearn.errors import ConfigurationError, UnknownNameError
 from streamlearn.results import matrix as reading
-from streamlearn.results.compute import as_json, compute
+from streamlearn.results.compute import as_json
+from streamlearn.results.every import every_metric, matrix_metrics
 from streamlearn.results.figure import matrix_figure, to_svg
 from streamlearn.results.files import disk_errors, encode, plain, write_atomically
 from streamlearn.results.folder import FORMAT, claim, problem_of, read_description, title_of
 from streamlearn.results.layout import is_square, one_after_another
 from streamlearn.results.measure import Matrix, Measure
 from streamlearn.results.record import Record
+from streamlearn.results.reference import accuracy_gap, intransigence
 from streamlearn.results.table import fit, matrix_table, metrics_table
 
 if TYPE_CHECKING:
@@ -145,11 +147,39 @@ class Result:
 
     @property
     def metrics(self) -> dict[str, Measure]:
-        """Every metric by name, with its definition; undefined ones say why."""
-        metric, trained = self.main_metric, reading.trained_experiences(self.events)
-        learnt = self.learnt_after
-        new_classes = reading.is_class_incremental(self.events, learnt)
-        return compute(self.matrix(metric=metric), metric=metric, trained=trained, class_incremental=new_classes, learnt=learnt)
+        """The usual metrics by name, with their definitions; undefined ones say why. There are more in `every_metric`."""
+        return matrix_metrics(self)
+
+    @property
+    def every_metric(self) -> dict[str, Measure]:
+        """Those of `metrics` first, then each variant that circulates, those of evaluations within experiences, and costs."""
+        return every_metric(self)
+
+    def measure(self, name: str) -> Measure:
+        """One metric of `every_metric`, such as ``"forgetting_from_first"`` or ``"stability_gap"``, with its definition.
+
+        Raises:
+            UnknownNameError: there is none of this name; the nearest is offered.
+        """
+        measures = self.every_metric
+        if name not in measures:
+            raise UnknownNameError("metric", name, measures)
+        return measures[name]
+
+    def intransigence(self, reference: Result) -> Measure:
+        """How much worse each evaluation set is learnt than by ``reference``; see `streamlearn.results.reference.intransigence`.
+
+        Args:
+            reference: a run on the same evaluation sets that may see more: ``streams.joint(stream)``, or all experiences so far.
+
+        Raises:
+            ConfigurationError: the evaluation sets of ``reference`` are others.
+        """
+        return intransigence(self, reference)
+
+    def accuracy_gap(self, reference: Result) -> Measure:
+        """How much lower the final average accuracy is than that of ``reference``; arguments and errors as of `intransigence`."""
+        return accuracy_gap(self, reference)
 
     @property
     def is_complete(self) -> bool:
