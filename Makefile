@@ -50,6 +50,7 @@ format: $(STAMP)  ## format the code and mend what ruff can mend
 docs: $(STAMP)  ## write what is generated: tables of benchmarks and pairs, pages on streams, hooks and plugins
 	$(BIN)/python docs/streams/make.py
 	$(BIN)/python docs/make_reference.py
+	$(BIN)/python docs/make_metrics.py
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/python -m tests.conformance.pairs
 

@@ -33,18 +33,31 @@ def classic_benchmark() -> Any:
 
 def strategy(name: str, make: Make, batch_size: int, **options: Any) -> Any:
     from avalanche.evaluation.metrics import accuracy_metrics
-    from avalanche.training.plugins import EvaluationPlugin
-    from avalanche.training.supervised import EWC, Naive, Replay
+    from avalanche.training import supervised
+    from avalanche.training.plugins import EvaluationPlugin, MIRPlugin
 
     model = nn.Sequential(nn.Flatten(), make())
-    classes: dict[str, Callable[..., Any]] = {"naive": Naive, "ewc": EWC, "replay": Replay}
-    # eval_mb_size is left at its default, the batch size of training
+    classes: dict[str, Callable[..., Any]] = {
+        "naive": supervised.Naive,
+        "ewc": supervised.EWC,
+        "replay": supervised.Replay,
+        "lwf": supervised.LwF,
+        "agem": supervised.AGEM,
+        "mas": supervised.MAS,
+        "si": supervised.SynapticIntelligence,
+        "gdumb": supervised.GDumb,
+        "der": supervised.DER,
+    }
+    if name == "mir":
+        options = {"plugins": [MIRPlugin(**options)]}
+    # evaluated in batches as large as those of training, which is its default in most strategies
     evaluator = EvaluationPlugin(accuracy_metrics(experience=True), loggers=[])
-    return classes[name](
+    return classes.get(name, supervised.Naive)(
         model=model,
         optimizer=sgd(model.parameters()),
         criterion=nn.CrossEntropyLoss(),
         train_mb_size=batch_size,
+        eval_mb_size=batch_size,
         train_epochs=1,
         evaluator=evaluator,
         **options,
@@ -59,6 +72,14 @@ def train_and_evaluate(name: str, make: Make, benchmark: Any, batch_size: int, *
         for experience in benchmark.train_stream:
             run.train(experience)
             run.eval(benchmark.test_stream)
+
+
+def train_only(name: str, make: Make, benchmark: Any, batch_size: int, **options: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = strategy(name, make, batch_size, **options)
+        for experience in benchmark.train_stream:
+            run.train(experience)
 
 
 def importance_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch_size: int) -> None:

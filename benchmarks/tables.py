@@ -134,12 +134,59 @@ def streams(figures: dict[str, Any]) -> Iterator[str]:
     yield ""
 
 
+def pretrained(figures: dict[str, Any]) -> Iterator[str]:
+    runs = figures["runs"]
+    settings = next(iter(runs.values()))["settings"]
+    rows = settings["training_rows"]
+    yield from ("## A pretrained encoder: CIFAR-100 on features of MobileNetV2", "")
+    size, part = settings["size"], ""
+    if rows != 50_000:
+        part = f" These are {rows / 500:.0f} % of CIFAR-100's training rows: no match for figures on all of them."
+    yield f"`python benchmarks/pretrained.py`: class-incremental, {settings['experiences']} experiences; images resized to {size} x {size},"
+    yield f"ImageNet weights that do not move, features computed once. {rows:,} training and {settings['test_rows']:,} test rows."
+    yield f"{part} Mean ± standard deviation over seeds (of class order, weights and draws). Minutes on one thread of a shared".lstrip()
+    yield f"machine, features not counted. {machine(figures)}."
+    yield from ("", "| strategy | seeds | average accuracy | average incremental accuracy | minutes |", "|---|---|---|---|---|")
+    for name, run in runs.items():
+        found, seeds = run["summary"], len(run["seeds"])
+        cells = [
+            f"{100 * found[m]['mean']:.1f}" + (f" ± {100 * found[m]['sd']:.1f}" if seeds > 1 else "")
+            for m in ("average_accuracy", "average_incremental_accuracy")
+        ]
+        yield f"| {name} | {seeds} | {' | '.join(cells)} | {found['minutes']['mean']:.1f} |"
+    probe = runs.get("linear head, joint")
+    if probe is not None:
+        joint = probe["summary"]["average_accuracy"]["mean"]
+        shares = [f"{name} {r['summary']['average_accuracy']['mean'] / joint:.0%}" for name, r in runs.items() if r is not probe]
+        yield from ("", f"Average accuracy as a share of the joint linear probe's ({100 * joint:.1f}): {', '.join(shares)}.")
+    yield ""
+
+
+def split_mnist(figures: dict[str, Any]) -> Iterator[str]:
+    yield from ("## Split MNIST next to published figures", "")
+    yield "`python benchmarks/split_mnist.py`: the protocol of van de Ven et al. 2022 (Nature Machine Intelligence 4:1185, table 2)."
+    yield f"Final accuracy in per cent; the interval is the 95 % one of our mean (Student's t). {machine(figures)}."
+    yield from ("", "| method | scenario | seeds | ours ± sd | 95 % interval | published (SEM) | inside |", "|---|---|---|---|---|---|---|")
+    for name, run in figures["runs"].items():
+        found, (method, _, scenario) = run.get("summary"), name.rpartition(", ")
+        if not found or "sd" not in found:
+            continue
+        sem = "" if found["published_sem"] is None else f" ({found['published_sem']:.2f})"
+        told = "not known here" if found["published"] is None else f"{found['published']:.2f}{sem}"
+        inside = "" if found["published"] is None else "yes" if found["inside"] else f"no, {found['mean'] - found['published']:+.2f}"
+        ours = f"**{found['mean']:.2f}** ± {found['sd']:.2f}"
+        yield f"| {method} | {scenario} | {found['seeds']} | {ours} | {found['low']:.2f} to {found['high']:.2f} | {told} | {inside} |"
+    yield ""
+
+
 def main() -> None:
     lines = ["# Benchmarks", "", "Made by `python benchmarks/tables.py` from `benchmarks/results/*.json`; do not edit.", ""]
     for name, write in (
+        ("split_mnist", split_mnist),
         ("effect", effect),
         ("dann", dann),
         ("maml", maml),
+        ("pretrained", pretrained),
         ("forwards", forwards),
         ("streams", streams),
         ("engine", engine),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import normalize
 from streamlearn.core.forward import Forward
 from streamlearn.core.importance import evaluating
 from streamlearn.core.plugin import PluginConfig
-from streamlearn.core.randomness import forked
+from streamlearn.core.randomness import forked, subseed
 from streamlearn.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from streamlearn.streams import Batch, Data
     from streamlearn.streams.data import JoinedData
 
-__all__ = ["MemoryOptions", "brought", "herding_order", "open_memory", "remember"]
+__all__ = ["MemoryOptions", "brought", "herding_order", "is_new", "open_memory", "remember", "remember_batch"]
 
 
 class MemoryOptions(PluginConfig):
@@ -55,6 +56,42 @@ def remember(run: Run, plugin: Plugin) -> ReplayMemory:
     return memory
 
 
+def is_new(run: Run) -> bool:
+    """Whether the rows of the batch in progress are seen for the first time: in the first epoch of the ordinary phase."""
+    return run.clock.epoch == 0 and run.phase is not None and run.phase.name == "main"
+
+
+def remember_batch(
+    run: Run, plugin: Plugin, batch: Batch, last: tuple[int, int] | None, stored: Mapping[str, Tensor] | None = None
+) -> tuple[int, int] | None:
+    """Offer the incoming rows of ``batch`` to the memory of ``plugin`` if they are new, unless another plugin fills it.
+
+    Args:
+        run: the run, in the step of the batch.
+        plugin: whose options, `MemoryOptions`, name the memory.
+        batch: the rows of the step.
+        last: what the last call returned: a batch that makes several updates is offered once.
+        stored: columns ``(rows of the batch, size)`` that are kept beside the rows.
+
+    Returns:
+        The place in the run whose rows were offered last: (experience, batch).
+
+    Raises:
+        ConfigurationError: the rows belong to episodes.
+    """
+    memory, place = open_memory(run, plugin), (run.clock.experience, run.clock.batch)
+    if "support" in batch.roles:
+        raise ConfigurationError(
+            f"memory {memory.name!r} keeps rows, but experience {run.clock.experience} has episodes, where alone rows have labels: leave "
+            f"{plugin.name} out"
+        )
+    if not is_new(run) or place == last or memory.owner not in (None, plugin.name):
+        return last
+    memory.owner = plugin.name
+    run.offer(memory, batch, stored=stored)
+    return place
+
+
 def brought(batch: Batch) -> int:
     """How many rows of ``batch`` come from no memory: two that replay do not replay each other's rows twice over."""
     return len(batch) - sum(segment.stop - segment.start for segment in batch.segments if segment.role.partition("/")[0] == "memory")
@@ -77,7 +114,7 @@ def herding_order(features: Tensor, count: int) -> Tensor:
         [2, 1]
     """
     features = features.double()
-    mean, total = features.mean(0), torch.zeros_like(features[0])
+    mean, total = features.mean(0), features.new_zeros(features.shape[1])
     chosen = torch.zeros(len(features), dtype=torch.bool, device=features.device)
     order = []
     for k in range(1, min(count, len(features)) + 1):
@@ -99,6 +136,7 @@ def _herding(run: Run, memory: ReplayMemory, data: Data | JoinedData) -> Tensor:
     """
     features, classes = [], []
     with torch.no_grad(), evaluating(run.model), forked(run.device):
+        torch.default_generator.manual_seed(subseed(run.seed, "herding", run.clock.experience))  # of rows that are augmented
         for batch in run.batches(data, run.options.evaluation_batch_size):
             if not batch.targets:
                 raise ConfigurationError(f"memory {memory.name!r} is herded by class, but rows have no labels: use 'reservoir'")

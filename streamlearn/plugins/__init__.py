@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     from streamlearn.plugins.regularization.mixup import Mixup
     from streamlearn.plugins.regularization.sam import SAM
     from streamlearn.plugins.regularization.si import SI
+    from streamlearn.plugins.replay.der import DER
     from streamlearn.plugins.replay.er_ace import ERACE
     from streamlearn.plugins.replay.experience_weighting import ExperienceWeighting
     from streamlearn.plugins.replay.from_scratch import FromScratch
     from streamlearn.plugins.replay.gdumb import GDumb
     from streamlearn.plugins.replay.generative_replay import GenerativeReplay
     from streamlearn.plugins.replay.joint import Joint
+    from streamlearn.plugins.replay.mir import MIR
     from streamlearn.plugins.replay.nearest_class_mean import NearestClassMean
     from streamlearn.plugins.replay.ranpac import RanPAC
     from streamlearn.plugins.replay.replay import Replay
@@ -61,6 +63,7 @@ __all__ = [
     "BAM",
     "CORAL",
     "DANN",
+    "DER",
     "EMA",
     "ERACE",
     "EWC",
@@ -69,6 +72,7 @@ __all__ = [
     "MAS",
     "MGDA",
     "MGDAUB",
+    "MIR",
     "SAM",
     "SI",
     "SLDA",
@@ -113,6 +117,7 @@ _HOME = {
     "BAM": "distillation.bam",
     "CORAL": "adaptation.coral",
     "DANN": "adaptation.dann",
+    "DER": "replay.der",
     "EMA": "regularization.ema",
     "ERACE": "replay.er_ace",
     "EWC": "regularization.ewc",
@@ -121,6 +126,7 @@ _HOME = {
     "MAS": "regularization.mas",
     "MGDA": "gradients.mgda",
     "MGDAUB": "gradients.mgda_ub",
+    "MIR": "replay.mir",
     "SAM": "regularization.sam",
     "SI": "regularization.si",
     "SLDA": "replay.slda",
