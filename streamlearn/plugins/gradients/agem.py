@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,9 +11,11 @@ from pydantic import Field
 from torch import Tensor
 
 from streamlearn.core.plugin import Passes, Plugin, PluginInfo, hookimpl
+from streamlearn.core.projection import Projects, TermGradients, project_losses
 from streamlearn.core.remembering import MemoryOptions, brought, open_memory, remember
 
 if TYPE_CHECKING:
+    from streamlearn.core.objective import Objective
     from streamlearn.core.run import Run
     from streamlearn.core.step import Step
     from streamlearn.streams import Experience
@@ -53,7 +56,9 @@ class AGEM(Plugin):
 
     with g_ref the gradient on a draw from a memory of the past (Chaudhry et al. 2019, eq. 11). What is compared:
 
-    - g is everything that would move the model: the combined gradient of the rows *and of every term* (EWC, LwF ...), as in Avalanche.
+    - With ``projects="total"``, g is everything that would move the model: the combined gradient of the rows *and of every term* (EWC,
+      LwF ...), as in Avalanche. With ``projects="losses"``, g is without the gradient of the terms, which is added afterwards as it is:
+      the update may then raise the loss on the memory, where a term asks for that.
     - g_ref is ∇s on the drawn rows, at the parameters of the step, with the losses, masks and weighting of the strategy and without
       its terms; beside an inner loop it is this plain gradient too, while g is the meta-gradient.
     - The products run over the *model's* parameters that have both gradients. One without a gradient in this step (the head of a
@@ -67,12 +72,13 @@ class AGEM(Plugin):
     Args:
         memory: name of the memory. Plugins that name the same one share it, and must agree on ``capacity``, ``policy`` and ``budget``.
         rows: rows drawn per step, at least 1; default as many as the batch brings.
+        projects: ``"total"`` or ``"losses"``.
         capacity: rows kept, at least 1.
         policy: which, as in `Replay`.
         budget: ``"total"``: ``capacity`` rows in all; ``"per_group"``: so many of each class, or experience.
 
-    Cost: one forward and one backward pass over ``rows`` rows in each step, once the memory holds some. Memory: ``capacity`` indices,
-    and a gradient while a step lasts.
+    Cost: one forward and one backward pass over ``rows`` rows in each step, once the memory holds some; with ``projects="losses"`` one
+    backward pass through the terms. Memory: ``capacity`` indices, and a gradient while a step lasts.
 
     Reference: Chaudhry, Ranzato, Rohrbach & Elhoseiny, Efficient lifelong learning with A-GEM, ICLR 2019. Deviations: the paper keeps
     equally many rows of every task and trains each task for one epoch; here ``policy`` and the engine's epochs say that.
@@ -89,7 +95,8 @@ class AGEM(Plugin):
         summary="Projects the gradient so that, to first order, the loss on a memory of the past does not rise.",
         reference="Chaudhry et al. 2019, ICLR, eq. 11",
         provides=frozenset({"projection"}),
-        passes=Passes(forward=1, backward=1),
+        before=frozenset({"look-ahead"}),  # terms are differentiated where the objective of the step is, outside of all look-aheads
+        passes=lambda plugin: Passes(forward=1, backward=2 if plugin.config.projects == "losses" else 1),
         memory="capacity indices",
     )
 
@@ -97,17 +104,34 @@ class AGEM(Plugin):
         """Options of `AGEM`."""
 
         rows: int | None = Field(None, ge=1)
+        projects: Projects = "total"
+
+    @cached_property
+    def _terms(self) -> TermGradients:
+        return TermGradients(self)
+
+    @hookimpl
+    def before_step(self, step: Step) -> None:
+        """A new step has terms of its own."""
+        self._terms.begin(step)
+
+    @hookimpl
+    def around_objective(self, objective: Callable[[Step], Objective], step: Step) -> Objective:
+        """Keep the gradient of the terms, if the losses are projected without them."""
+        found = objective(step)
+        return self._terms.add(found, step) if self.config.projects == "losses" else found
 
     @hookimpl
     def transform_gradients(self, gradients: Mapping[str, Tensor], step: Step) -> Mapping[str, Tensor]:
         """Project, once there is something to remember."""
-        run = step.run
+        run, terms = step.run, self._terms.take()
         open_memory(run, self)
         drawn = step.draw(self.config.memory, self.config.rows or max(1, brought(step.batch)), purpose="reference")
         if drawn is None:
             return gradients
-        reference = step.at(batch=drawn.to(step.batch.x.device)).gradient()
-        return projected(gradients, {name: value for name, value in reference.items() if name in run.model_parameter_names})
+        found = step.at(batch=drawn.to(step.batch.x.device)).gradient()
+        reference = {name: value for name, value in found.items() if name in run.model_parameter_names}
+        return project_losses(gradients, terms, lambda g: projected(g, reference))
 
     @hookimpl
     def after_experience(self, experience: Experience, run: Run) -> None:

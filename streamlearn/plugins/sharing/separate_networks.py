@@ -128,9 +128,9 @@ class SeparateNetworks(Plugin):
         """The statistics of a task without rows in the batch rest, too, when its outputs on these rows are read (LwF)."""
         networks = _networks(step.run.model)
         for task in networks.sizes():
-            network, here = networks.of(task), task in step.batch.tasks
-            if network.training != here:
-                network.train(here)
+            for module in networks.of(task).modules():
+                if next(module.buffers(recurse=False), None) is not None:
+                    module.training = task in step.batch.tasks
 
     @hookimpl
     def transform_gradients(self, gradients: Mapping[str, Tensor], step: Step) -> dict[str, Tensor]:

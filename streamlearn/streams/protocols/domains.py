@@ -65,8 +65,8 @@ def domain_incremental(
         experiences: at least 1, or "endless" for permutations, which never run out; by default 5, all kinds of corruption (9, which is
             also the most), or as many as ``transform`` lists; for "classes" at most as many as there are.
         transform: "permutation", "rotation", "corruption", "classes", or a list with one item per experience: a callable that maps
-            ``(rows, ...)`` to ``(rows, ...)``, or a name: "identity", "rotation/DEGREES", "permutation/NUMBER", or a kind of corruption, such as
-            "contrast" or "contrast/SEVERITY".
+            ``(rows, ...)`` to ``(rows, ...)``, or a name: "identity", "rotation/DEGREES", "permutation/NUMBER", or a kind of corruption,
+            such as "contrast" or "contrast/SEVERITY".
         seed: at least 0; of the permutations, of noise and of the test split.
         degrees: in (0, 360]; of "rotation" only.
         severity: from 1 to 5; of corruptions that do not name their own.

@@ -12,10 +12,11 @@ from streamlearn import Engine, PluginInfo, models
 from streamlearn.core.checkpoint import latest_checkpoint, read_checkpoint
 from streamlearn.core.optimization import Trainable
 from streamlearn.errors import ConfigurationError
-from streamlearn.plugins import AGEM, EWC, Replay, UncertaintyWeighting
+from streamlearn.plugins import AGEM, EWC, MAML, SAM, Replay, Reptile, UncertaintyWeighting
 from streamlearn.plugins.gradients.agem import projected
 from tests.core.support import Spy, Stop, class_stream, final, growing_stream, net, probe, same, sgd, stop_at
 from tests.integration.conftest import no_drawing  # noqa: F401 - nobody looks at the figures of a run that is stopped and resumed
+from tests.plugins.distillation.oracle import body, distance, library, plain_sgd, trained_by_avalanche
 
 
 def dot(a: Any, b: Any, names: Any = None) -> float:
@@ -53,9 +54,9 @@ def test_only_names_that_both_have_are_projected_and_nothing_is_changed_in_place
 
 
 def watched(*plugins: Any, model: Any = None, stream: Any = None, **options: Any) -> tuple[list[Any], Any]:
-    """(experience, gradients before, after, reference by a plain loop) of every step; A-GEM is the first of ``plugins``."""
+    """(experience, gradients before, after, reference by a plain loop) of every step; one of ``plugins`` is A-GEM."""
     seen: list[Any] = []
-    agem = plugins[0]
+    agem = next(plugin for plugin in plugins if isinstance(plugin, AGEM))
     before: dict[str, Tensor] = {}
 
     def keep(gradients: Any) -> Any:
@@ -131,6 +132,61 @@ def test_terms_are_part_of_the_gradient_and_not_of_the_reference() -> None:
             torch.testing.assert_close(after["encoder.out.bias"], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_avalanche() -> None:
+    """All rows are kept and drawn, so that only the method can differ."""
+    stream, plugin = class_stream(), library("training.plugins").AGEMPlugin
+    found = Engine(body(), plain_sgd, [AGEM(rows=1000)], batch_size=1000, epochs=15).run(stream).model
+    assert distance(found, trained_by_avalanche(stream, body(), lambda: [plugin(1000, 1000)], 15)) < 1e-5
+    assert distance(found, trained_by_avalanche(stream, body(), list, 15)) > 1e-2
+
+
+PLACES: dict[str, Any] = {
+    "here": list, "sam": lambda: [SAM(rho=0.5)], "fomaml": lambda: [MAML(support="train", query="*", rate=0.3, order=1)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "microbatches"), [("here", 1), ("here", 3), ("sam", 1), ("fomaml", 1)])
+def test_the_losses_alone_are_projected(place: str, microbatches: int) -> None:
+    """Of a term nothing is projected, also in parts, and where a look-ahead evaluates it: its gradient is then that of over there."""
+    name = "encoder.out.bias"
+    there: list[list[Tensor]] = []
+    conflicts, differ, far = 0, 0.0, 0.0
+
+    def term(step: Any) -> Tensor:
+        there[-1].append(step.parameters[name].detach().clone())
+        return (step.parameters[name] - 3).square().sum()
+
+    pulled = probe("pull", before_step=lambda step: there.append([]), collect_terms=term)
+    seen, _ = watched(*PLACES[place](), AGEM(rows=15, projects="losses"), pulled, microbatches=microbatches)
+    for (experience, before, after, reference), values in zip(seen, there, strict=True):
+        if not experience:
+            assert same(before, after)
+            continue
+        bare = {**before, name: before[name] - 2 * (values[-1] - 3)}
+        product, square = dot(bare, reference), dot(reference, reference)
+        for key, value in after.items():
+            torch.testing.assert_close(value, before[key] - min(product, 0) / square * reference[key], rtol=1e-3, atol=1e-4)
+        conflicts += product < 0
+        differ = max(differ, abs(min(product, 0) - min(dot(before, reference), 0)) / square)
+        far = max(far, float((values[-1] - values[0]).abs().max()))
+    assert conflicts
+    assert differ > 0.05, "projecting everything would give something else"
+    assert (far > 1e-3) == (place != "here")
+
+
+def test_a_step_whose_losses_have_no_gradient_is_refused() -> None:
+    """Reptile hands the step a distance to weights, in place of losses."""
+    engine = Engine(net(), sgd(), [Reptile(), AGEM(projects="losses")], batch_size=10)
+    with pytest.raises(ConfigurationError, match=r"only terms have \(.*\): use projects='total'"):
+        engine.run(class_stream())
+    Engine(net(), sgd(), [Reptile(), AGEM()], batch_size=10).run(class_stream())
+
+
+def test_without_terms_both_settings_are_one() -> None:
+    found = [final(Engine(net(), sgd(), [AGEM(projects=what)], batch_size=10), class_stream())[0] for what in ("total", "losses")]
+    assert same(*found)
+
+
 def test_modules_of_other_plugins_keep_their_gradient() -> None:
     seen, _ = watched(AGEM(), UncertaintyWeighting())
     name = "uncertainty_weighting/blobs.value"
@@ -201,9 +257,10 @@ def test_it_answers_to_projection_so_that_clipping_can_follow() -> None:
     assert [plugin.name for plugin in engine.composition.plugins] == ["agem", "late"]
     passes = engine.composition.passes
     assert (passes.forward, passes.backward) == (1, 1)
+    assert AGEM(projects="losses").passes.backward == 2
 
 
-@pytest.mark.parametrize("options", [{"rows": 0}, {"capacity": 0}, {"policy": "fifo"}, {"memory": ""}])
+@pytest.mark.parametrize("options", [{"rows": 0}, {"capacity": 0}, {"policy": "fifo"}, {"memory": ""}, {"projects": "all"}])
 def test_bad_options(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=f"option '{next(iter(options))}'"):
         AGEM(**options)
