@@ -20,7 +20,6 @@ BUILT_IN = [plugin.name for plugin in registry.installed() if plugin.distributio
 
 EXPECTED: Mapping[str, Mapping[str, str]] = {
     "bic": {"teardown": "its second phase, where nothing of the model trains, reads the model in evaluation mode; the next epoch sets it"},
-    "separate_networks": {"teardown": "networks of tasks that are not in the batch stay in evaluation mode, so that nothing moves them"},
 }
 """By plugin, the checks that must fail, and why."""
 

@@ -125,12 +125,17 @@ class SeparateNetworks(Plugin):
 
     @hookimpl
     def before_step(self, step: Step) -> None:
-        """The statistics of a task without rows in the batch rest, too, when its outputs on these rows are read (LwF)."""
-        networks = _networks(step.run.model)
+        """The statistics of a task without rows in the batch rest, too, when its outputs on these rows are read (LwF); and so do those
+        of a task with a single row, such as a replayed one, which BatchNorm could not normalise.
+        """
+        networks, rows = _networks(step.run.model), dict.fromkeys(step.batch.tasks, 0)
+        for segment in step.batch.segments:
+            for task in segment.tasks:
+                rows[task] += segment.stop - segment.start
         for task in networks.sizes():
             for module in networks.of(task).modules():
                 if next(module.buffers(recurse=False), None) is not None:
-                    module.training = task in step.batch.tasks
+                    module.training = rows.get(task, 0) > 1
 
     @hookimpl
     def transform_gradients(self, gradients: Mapping[str, Tensor], step: Step) -> dict[str, Tensor]:
