@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from streamlearn.core.importance import evaluating
 from streamlearn.core.plugin import Plugin, PluginConfig, PluginInfo, hookimpl
 from streamlearn.core.randomness import subseed
 from streamlearn.errors import ConfigurationError
@@ -125,17 +126,12 @@ class SeparateNetworks(Plugin):
 
     @hookimpl
     def before_step(self, step: Step) -> None:
-        """The statistics of a task without rows in the batch rest, too, when its outputs on these rows are read (LwF); and so do those
-        of a task with a single row, such as a replayed one, which BatchNorm could not normalise.
-        """
-        networks, rows = _networks(step.run.model), dict.fromkeys(step.batch.tasks, 0)
-        for segment in step.batch.segments:
-            for task in segment.tasks:
-                rows[task] += segment.stop - segment.start
+        """The statistics of a task without rows in the batch rest, too, when its outputs on these rows are read (LwF)."""
+        networks = _networks(step.run.model)
         for task in networks.sizes():
             for module in networks.of(task).modules():
                 if next(module.buffers(recurse=False), None) is not None:
-                    module.training = rows.get(task, 0) > 1
+                    module.training = task in step.batch.tasks
 
     @hookimpl
     def transform_gradients(self, gradients: Mapping[str, Tensor], step: Step) -> dict[str, Tensor]:
@@ -202,8 +198,13 @@ class _Networks(Heads):
 
     def forward(self, features: Tensor, task: str) -> Tensor:
         """The outputs for ``task``, ``(rows, size)``; here ``features`` are inputs."""
-        # where there is no such head, the heads say which tasks there are
-        return super().forward(self.of(task)(features) if task in self._keys else features, task)
+        if task not in self._keys:
+            return super().forward(features, task)  # where there is no such head, the heads say which tasks there are
+        network = self.of(task)
+        if len(features) != 1:
+            return super().forward(network(features), task)
+        with evaluating(network):  # BatchNorm cannot normalise a single row, such as a replayed one, by itself
+            return super().forward(network(features), task)
 
 
 def _networks(model: Model) -> _Networks:
