@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from streamlearn.plugins.distillation.wa import WA
     from streamlearn.plugins.gradients.agem import AGEM
     from streamlearn.plugins.gradients.clipping import Clipping
+    from streamlearn.plugins.gradients.gem import GEM
     from streamlearn.plugins.gradients.mgda import MGDA
     from streamlearn.plugins.gradients.mgda_ub import MGDAUB
+    from streamlearn.plugins.gradients.ogd import OGD
     from streamlearn.plugins.gradients.pcgrad import PCGrad
     from streamlearn.plugins.meta.la_maml import LaMAML
     from streamlearn.plugins.meta.maml import MAML
@@ -67,12 +69,14 @@ __all__ = [
     "EMA",
     "ERACE",
     "EWC",
+    "GEM",
     "HAT",
     "MAML",
     "MAS",
     "MGDA",
     "MGDAUB",
     "MIR",
+    "OGD",
     "SAM",
     "SI",
     "SLDA",
@@ -121,12 +125,14 @@ _HOME = {
     "EMA": "regularization.ema",
     "ERACE": "replay.er_ace",
     "EWC": "regularization.ewc",
+    "GEM": "gradients.gem",
     "HAT": "sharing.hat",
     "MAML": "meta.maml",
     "MAS": "regularization.mas",
     "MGDA": "gradients.mgda",
     "MGDAUB": "gradients.mgda_ub",
     "MIR": "replay.mir",
+    "OGD": "gradients.ogd",
     "SAM": "regularization.sam",
     "SI": "regularization.si",
     "SLDA": "replay.slda",
