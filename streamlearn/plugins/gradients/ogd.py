@@ -235,7 +235,7 @@ def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
 
 def _flat(parts: Mapping[str, Tensor]) -> Tensor:
     """``(d, entries of all names)``."""
-    return torch.cat([part.flatten(1) for part in parts.values()], 1)
+    return torch.cat([(part.flatten(1) if part.ndim > 1 else part.unsqueeze(1)) for part in parts.values()], 1)
 
 
 def _by_name(flat: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -44,7 +44,7 @@ class L2Anchor(Plugin):
     """
 
     info = PluginInfo(
-        name="l2_anchor",
+        name="l2",
         family="regularization",
         summary="Holds every parameter, with one strength for all, near the value that it had when the last experience ended.",
         reference="Kirkpatrick et al. 2017, PNAS 114(13), figure 2; Li, Grandvalet & Davoine 2018, ICML, eq. 3",

@@ -23,7 +23,7 @@ def test_the_term_is_half_the_squared_distance_to_the_last_weights() -> None:
             return
         seen.append(len(anchors))
         expected = sum(1.5 * (p.detach().double() - anchors[-1][n].double()).square().sum() for n, p in step.parameters.items())
-        assert float(step.terms["l2_anchor"].detach()) == pytest.approx(float(expected), rel=1e-5, abs=1e-12)
+        assert float(step.terms["l2"].detach()) == pytest.approx(float(expected), rel=1e-5, abs=1e-12)
 
     watch = probe("watch", before_step=look, after_experience=lambda run: anchors.append(run.snapshot()))
     Engine(net(), sgd(), [watch, L2Anchor(strength=3.0)], batch_size=10).run(class_stream())
