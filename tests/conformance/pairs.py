@@ -92,6 +92,7 @@ SPECIAL: Mapping[str, Callable[[Path, str], Mapping[str, Any]]] = {
     "csv_tracker": lambda folder, kind: {"path": folder / "run.csv"},
     "multi_teacher": lambda folder, kind: {"teachers": {task.name: teacher(task.size) for task in KINDS[kind]}},
     "agem": lambda folder, kind: {"capacity": 12},
+    "frozen_backbone": lambda folder, kind: {"patterns": ("encoder.0.*",)},  # what learns from features has something to do
     "ranpac": lambda folder, kind: {"dimensions": 50},
     "generative_replay": lambda folder, kind: {"likelihood": "gaussian", "hidden": (8,), "latent": 3},
     "replay": lambda folder, kind: {"capacity": 12},
