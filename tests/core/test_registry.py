@@ -106,7 +106,11 @@ REFUSED = {
         "one of",
     ),
     "a mark where none belongs": (working("made", more="conflicts=frozenset({'sharing!'})"), "no capability matches", "write 'sharing'"),
-    "unique here and not there": (working("made", more="provides=frozenset({'sharing'})"), "mmoe, separate_networks provides 'sharing!'", "write it alike"),
+    "unique here and not there": (
+        working("made", more="provides=frozenset({'sharing'})"),
+        "separate_networks provides 'sharing!'",
+        "write it alike",
+    ),
     "what nobody provides": (
         working("made", more="requires=frozenset({'a_thing'})"),
         "no installed plugin provides",
