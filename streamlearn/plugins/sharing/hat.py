@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from streamlearn.core.importance import evaluating
+from streamlearn.core.own_tasks import has_training_rows, refuse_rows_of_other_tasks, refuse_shared_tasks
 from streamlearn.core.plugin import Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
 from streamlearn.errors import ConfigurationError
 from streamlearn.models import Heads, Model
@@ -191,18 +192,7 @@ class HAT(Plugin):
     @hookimpl
     def before_run(self, run: Run) -> None:
         """Refuse a stream in which an experience has no task of its own."""
-        first: dict[str, int] = {}
-        for experience in run.stream:
-            if not _trains(experience):
-                continue
-            names = [task.name for task in experience.tasks]
-            if len(names) != 1 or names[0] in first:
-                what = f"has the tasks {', '.join(names)}" if len(names) != 1 else f"has task {names[0]!r}, as experience {first[names[0]]}"
-                raise ConfigurationError(
-                    f"plugin {self.name} needs one task of its own in every experience, but experience {experience.index} {what}: "
-                    "use a task-incremental stream, such as streams.task_incremental(...)"
-                )
-            first[names[0]] = experience.index
+        refuse_shared_tasks(self, run)
 
     # ------------------------------------------------------------------ an experience
 
@@ -210,13 +200,13 @@ class HAT(Plugin):
     def before_experience(self, experience: Experience, run: Run) -> None:
         """A task comes up."""
         self._protection = None
-        if _trains(experience):
+        if has_training_rows(experience):
             self._number[experience.tasks[0].name] = run.clock.experience + 1
 
     @hookimpl
     def after_experience(self, experience: Experience, run: Run) -> None:
         """Protect what the task has opened, too."""
-        if _trains(experience):
+        if has_training_rows(experience):
             heads = _heads(run)
             with torch.no_grad():
                 gates = [gate.clone() for gate in heads.gates_of(experience.tasks[0].name, heads.largest)]
@@ -232,12 +222,7 @@ class HAT(Plugin):
     def before_step(self, step: Step) -> None:
         """Gates become steeper; statistics of normalisation rest after the first experience; rows of other tasks are refused."""
         run, clock = step.run, step.run.clock
-        others = [task for task in step.batch.tasks if self._number.get(task) != clock.experience + 1]
-        if others and _trains(run.experience):
-            raise ConfigurationError(
-                f"plugin {self.name} trains on the task of experience {clock.experience} alone, but a batch has rows of "
-                f"{', '.join(others)}: leave out what adds them; earlier tasks are not forgotten anyway"
-            )
+        refuse_rows_of_other_tasks(self, step, self._number)
         heads = _heads(run)
         length = min(clock.batches, clock.iterations - clock.epoch * clock.batches)  # the last epoch may be cut short
         heads.scale = annealed(clock.batch + 1, length, heads.largest)
@@ -249,7 +234,7 @@ class HAT(Plugin):
     @hookimpl
     def collect_terms(self, step: Step) -> dict[str, Tensor]:
         """c R at the present gates."""
-        if not _trains(step.run.experience):
+        if not has_training_rows(step.run.experience):
             return {}
         heads = _heads(step.run)
         gates = [(heads.scale * step.parameters[name]).sigmoid() for name in self._embeddings(step.run)]
@@ -287,7 +272,7 @@ class HAT(Plugin):
 
     def _embeddings(self, run: Run) -> list[str]:
         """The names of the embeddings in training, layer by layer."""
-        if run.experience is None or not _trains(run.experience):
+        if run.experience is None or not has_training_rows(run.experience):
             return []
         mine = {id(p) for p in _heads(run).embeddings_of(run.experience.tasks[0].name)}
         return [name for name, p in run.parameters().items() if id(p) in mine]
@@ -303,7 +288,7 @@ class HAT(Plugin):
         factors: dict[str, Tensor | None] = {}
         for name, factor in (protection(encoder, heads.layers, self._claimed) if self._claimed else {}).items():
             factors[f"encoder.{name}"] = factor if bool(factor.any()) else None
-        if not _trains(run.experience):
+        if not has_training_rows(run.experience):
             factors |= dict.fromkeys(run.model.shared_names())
         earlier = [task for task, number in self._number.items() if number < run.clock.experience + 1]
         factors |= dict.fromkeys(names[id(p)] for task in earlier for p in heads.parameters_of(task))
@@ -320,10 +305,6 @@ class HAT(Plugin):
         """Take back what `state_dict` gave."""
         self._claimed, self._protection = list(state["claimed"]), None
         self._number = {task: int(number) for task, number in state["number"].items()}
-
-
-def _trains(experience: Experience | None) -> bool:
-    return experience is not None and "train" in experience.data
 
 
 def _heads(run: Run) -> GatedHeads:

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from streamlearn.core.own_tasks import has_training_rows, refuse_rows_of_other_tasks, refuse_shared_tasks
 from streamlearn.core.plugin import Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
 from streamlearn.errors import ConfigurationError
 
@@ -139,25 +140,14 @@ class PackNet(Plugin):
     @hookimpl
     def before_run(self, run: Run) -> None:
         """Refuse a stream in which an experience has no task of its own."""
-        first: dict[str, int] = {}
-        for experience in run.stream:
-            if not _packs(experience):
-                continue
-            names = [task.name for task in experience.tasks]
-            if len(names) != 1 or names[0] in first:
-                what = f"has the tasks {', '.join(names)}" if len(names) != 1 else f"has task {names[0]!r}, as experience {first[names[0]]}"
-                raise ConfigurationError(
-                    f"plugin {self.name} needs one task of its own in every experience, but experience {experience.index} {what}: "
-                    "use a task-incremental stream, such as streams.task_incremental(...)"
-                )
-            first[names[0]] = experience.index
+        refuse_shared_tasks(self, run)
 
     # ------------------------------------------------------------------ an experience
 
     @hookimpl
     def before_experience(self, experience: Experience, run: Run) -> None:
         """Before the first, everything is free."""
-        if not _packs(experience):
+        if not has_training_rows(experience):
             return
         self._number[experience.tasks[0].name] = run.clock.experience + 1
         if not self._owner:
@@ -166,7 +156,7 @@ class PackNet(Plugin):
     @hookimpl
     def transform_phases(self, phases: tuple[Phase, ...], experience: Experience, run: Run) -> tuple[Phase, ...]:
         """After the phase "main", one that trains what has been claimed."""
-        if not _packs(experience):
+        if not has_training_rows(experience):
             return phases
         found: list[Phase] = []
         for phase in phases:
@@ -178,7 +168,7 @@ class PackNet(Plugin):
     @hookimpl
     def after_epoch(self, run: Run) -> None:
         """When the phase "main" ends: claim the largest of the weights just trained, and set the others to zero."""
-        if run.phase is None or run.phase.name != "main" or not run.clock.is_last_epoch or not _packs(run.experience):
+        if run.phase is None or run.phase.name != "main" or not run.clock.is_last_epoch or not has_training_rows(run.experience):
             return
         self._claimed = run.clock.experience + 1
         prune = run.value(self, "prune")
@@ -197,12 +187,7 @@ class PackNet(Plugin):
         """Statistics of normalisation rest after the first experience; rows of other tasks are refused."""
         run = step.run
         number = run.clock.experience + 1
-        others = [task for task in step.batch.tasks if self._number.get(task) != number]
-        if others and _packs(run.experience):
-            raise ConfigurationError(
-                f"plugin {self.name} trains on the task of experience {run.clock.experience} alone, but a batch has rows of "
-                f"{', '.join(others)}: leave out what adds them; earlier tasks are not forgotten anyway"
-            )
+        refuse_rows_of_other_tasks(self, step, self._number)
         if number > 1:
             for module in run.model.encoder.modules():
                 if next(module.buffers(recurse=False), None) is not None:
@@ -238,7 +223,7 @@ class PackNet(Plugin):
 
     def _find_fixed(self, run: Run, number: int, claimed: int) -> dict[str, Tensor | None]:
         fixed: dict[str, Tensor | None] = {}
-        if not _packs(run.experience):
+        if not has_training_rows(run.experience):
             fixed |= dict.fromkeys(run.model.shared_names())
         for name, owner in self._owner.items():
             held = owner != (number if claimed == number else 0)
@@ -290,10 +275,6 @@ class PackNet(Plugin):
         """Take back what `state_dict` gave."""
         self._owner, self._number = dict(state["owner"]), {task: int(number) for task, number in state["number"].items()}
         self._claimed, self._fixed = int(state["claimed"]), None
-
-
-def _packs(experience: Experience | None) -> bool:
-    return experience is not None and "train" in experience.data
 
 
 def _weights(model: Model) -> dict[str, nn.Parameter]:
