@@ -8,6 +8,8 @@ STAMP := $(VENV)/.streamlearn-set-up
 
 # uv resolves, never pip: what pip makes of extras with underscores depends on its version, so the set would differ by machine.
 export UV_HTTP_TIMEOUT ?= 300
+# Compiled once here: where Python may not write its caches, each process that a test starts would compile torch anew, for 5 seconds.
+export UV_COMPILE_BYTECODE ?= 1
 EXTRAS := avalanche huggingface river tables vision
 comma := ,
 space := $(subst ,, )

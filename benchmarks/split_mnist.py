@@ -40,11 +40,13 @@ PUBLISHED: dict[str, dict[str, Row]] = {
     "none": {"task": Row(84.32, 0.99), "domain": Row(60.13, 1.66), "class": Row(19.89, 0.02)},
     "joint": {"task": Row(99.67, 0.03), "domain": Row(98.59, 0.05), "class": Row(98.17, 0.04)},
     "EWC": {"task": Row(99.06, 0.15), "domain": Row(63.03, 1.58), "class": Row(20.64, 0.52)},
-    "SI": {"task": Row(None), "domain": Row(None), "class": Row(21.20, 0.57)},
+    "SI": {"class": Row(21.20, 0.57)},
     "LwF": {"task": Row(99.60, 0.03), "domain": Row(71.18, 1.42), "class": Row(21.89, 0.32)},
     "generative replay": {"domain": Row(95.57), "class": Row(90.35)},
     "ER": {"domain": Row(93.75), "class": Row(88.79, 0.20)},
     "A-GEM": {"task": Row(98.54, 0.10), "domain": Row(87.67, 1.33), "class": Row(65.10, 3.64)},
+    "iCaRL": {"class": Row(92.49)},
+    "separate networks": {"task": Row(99.57)},
 }
 STRATEGIES: dict[str, Callable[[str], Sequence[Plugin]]] = {
     "none": lambda scenario: [],
@@ -56,6 +58,12 @@ STRATEGIES: dict[str, Callable[[str], Sequence[Plugin]]] = {
     "generative replay": lambda scenario: [plugins.GenerativeReplay(), plugins.ExperienceWeighting()],
     "ER": lambda scenario: [plugins.Replay(**MEMORY), plugins.ExperienceWeighting()],
     "A-GEM": lambda scenario: [plugins.AGEM(**MEMORY)],
+    "iCaRL": lambda scenario: [
+        plugins.Replay(**MEMORY | {"policy": "herding"}),
+        plugins.ICaRLLoss(temperature=2.0),
+        plugins.NearestClassMean(),
+    ],
+    "separate networks": lambda scenario: [plugins.SeparateNetworks()],
 }
 
 

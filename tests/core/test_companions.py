@@ -237,6 +237,7 @@ def test_companions_move_to_the_device_with_their_batch() -> None:
         hooks = None
 
     run: Any = Elsewhere()
+    run.stream = stream
     run.clock, run.options = Clock(batches=3, epochs=1, iterations=3), Options(batch_size=8)
     walk = Walk(run, None, lambda event: None)  # type: ignore[arg-type]
     data = stream[0].data
