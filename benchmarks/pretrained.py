@@ -31,7 +31,6 @@ from streamlearn.plugins import SLDA, Joint, NearestClassMean, Replay
 from streamlearn.plugins.replay.ranpac import RanPAC
 from streamlearn.plugins.sharing.frozen_backbone import FrozenBackbone
 from streamlearn.streams import TensorSource
-from streamlearn.streams.sources.embedded import embedded
 
 SETTINGS: dict[str, Any] = {
     "source": "cifar-100", "experiences": 10, "encoder": "mobilenet_v2-b0353104", "size": 96, "batch_size": 64,
@@ -89,7 +88,7 @@ def main() -> None:
     runs: dict[str, Any] = known.get("runs", {})
     started = time.perf_counter()
     encoder = models.pretrained(asked.weights, size=SETTINGS["size"])
-    train, test = (embedded(SETTINGS["source"], encoder, test=t, batch_size=128, cache=FEATURES) for t in (False, True))
+    train, test = (streams.embedded(SETTINGS["source"], encoder, test=t, batch_size=128, cache=FEATURES) for t in (False, True))
     print(f"{len(train)} training rows, {len(test)} test rows, {(time.perf_counter() - started) / 60:.1f} minutes", flush=True)
     for name, (epochs, plugins) in STRATEGIES.items():
         rows = {"training_rows": len(train), "test_rows": len(test)}

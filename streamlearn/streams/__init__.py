@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from streamlearn.streams.protocols.instances import data_incremental
     from streamlearn.streams.protocols.multitask import multitask
     from streamlearn.streams.sources import DatasetSource, TensorSource
+    from streamlearn.streams.sources.embedded import embedded
     from streamlearn.streams.sources.folders import image_folder
     from streamlearn.streams.sources.hub import huggingface_source
     from streamlearn.streams.sources.river_data import river_source
@@ -62,6 +63,7 @@ __all__ = [
     "concatenated",
     "data_incremental",
     "domain_incremental",
+    "embedded",
     "episodes",
     "from_avalanche",
     "from_datasets",
@@ -109,6 +111,7 @@ _HOME = {
     "concatenated": "operators.ordering",
     "data_incremental": "protocols.instances",
     "domain_incremental": "protocols.domains",
+    "embedded": "sources.embedded",
     "episodes": "protocols.episodes",
     "from_avalanche": "avalanche",
     "from_datasets": "protocols.given",

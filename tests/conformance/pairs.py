@@ -144,7 +144,7 @@ def _outcome(together: tuple[str, ...], kind: str) -> Outcome:
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            plugins = [_plugin(name, Path(folder), kind) for name in _with_needed(together)]
+            plugins = [plugin_of(name, Path(folder), kind) for name in with_needed(together)]
             engine = Engine(network(kind), sgd(), [*plugins, probe("watch", after_step=watch)], batch_size=4, seed=1)
             result = engine.run(stream(kind))
         except CompositionError as error:
@@ -161,12 +161,14 @@ def _outcome(together: tuple[str, ...], kind: str) -> Outcome:
     return found
 
 
-def _with_needed(together: tuple[str, ...]) -> list[str]:
+def with_needed(together: tuple[str, ...]) -> list[str]:
+    """The plugins called ``together``, and before them what they cannot do without."""
     needed = [need for need in {NEEDS[name] for name in together if name in NEEDS} if need not in together]
     return [*needed, *together]
 
 
-def _plugin(name: str, folder: Path, kind: str) -> Plugin:
+def plugin_of(name: str, folder: Path, kind: str) -> Plugin:
+    """The plugin of that name, with options that make it act on a stream of that kind."""
     options = SPECIAL.get(name, lambda folder, kind: {})(folder, kind)
     return registry.create(name, options)
 

@@ -78,7 +78,7 @@ class FeatureDistillation(Plugin):
     its ``mode="mse"`` ends in a TypeError.
 
     Example:
-        >>> from streamlearn.plugins.distillation.feature_distillation import FeatureDistillation
+        >>> from streamlearn.plugins import FeatureDistillation
         >>> FeatureDistillation(strength=5.0, distance="cosine")
         FeatureDistillation(distance='cosine', strength=5.0)
     """

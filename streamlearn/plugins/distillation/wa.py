@@ -79,7 +79,7 @@ class WA(Plugin):
     replays exemplars, here it is up to ``Replay``.
 
     Example:
-        >>> from streamlearn.plugins.distillation.wa import WA
+        >>> from streamlearn.plugins import WA
         >>> WA(strength=0.0, clip=False)
         WA(clip=False, strength=0.0)
     """

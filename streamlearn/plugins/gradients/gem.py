@@ -162,7 +162,7 @@ class GEM(Plugin):
     at random, where the paper keeps the last ones of a task; tasks may take more than one epoch, which the engine says.
 
     Example:
-        >>> from streamlearn.plugins.gradients.gem import GEM
+        >>> from streamlearn.plugins import GEM
         >>> GEM(capacity=100, margin=0.0)
         GEM(capacity=100, margin=0.0)
     """

@@ -128,7 +128,7 @@ class OGD(Plugin):
     that is linearly dependent on the others up to rounding is left out, and the basis is another one of the same span.
 
     Example:
-        >>> from streamlearn.plugins.gradients.ogd import OGD
+        >>> from streamlearn.plugins import OGD
         >>> OGD(variant="all", directions=100)
         OGD(directions=100, variant='all')
     """

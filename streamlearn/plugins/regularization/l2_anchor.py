@@ -38,7 +38,7 @@ class L2Anchor(Plugin):
     has the same term with the weights of a pre-trained network for θ*, and plain weight decay for what is new.
 
     Example:
-        >>> from streamlearn.plugins.regularization.l2_anchor import L2Anchor
+        >>> from streamlearn.plugins import L2Anchor
         >>> L2Anchor(strength=0.1)
         L2Anchor(strength=0.1)
     """

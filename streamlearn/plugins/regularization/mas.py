@@ -48,7 +48,7 @@ class MAS(Plugin):
     (FACIL). Deviations: Ω is taken on the rows of the experience just learnt, in evaluation mode, and not on other unlabelled data.
 
     Example:
-        >>> from streamlearn.plugins.regularization.mas import MAS
+        >>> from streamlearn.plugins import MAS
         >>> MAS(strength=0.1, accumulation="average", alpha=0.5)
         MAS(accumulation='average', alpha=0.5, strength=0.1)
     """

@@ -57,7 +57,7 @@ class SI(Plugin):
     not reset between experiences, as the paper's experiments do.
 
     Example:
-        >>> from streamlearn.plugins.regularization.si import SI
+        >>> from streamlearn.plugins import SI
         >>> SI(strength=0.1, gradient="total", clamp=False)
         SI(clamp=False, gradient='total', strength=0.1)
     """

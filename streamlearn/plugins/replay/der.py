@@ -97,7 +97,7 @@ class DER(Plugin):
     epoch, so that a memory may hold a row several times. Avalanche 0.6 compares one draw with both logits and labels.
 
     Example:
-        >>> from streamlearn.plugins.replay.der import DER
+        >>> from streamlearn.plugins import DER
         >>> DER(alpha=0.1, beta=0.5, capacity=200)
         DER(alpha=0.1, beta=0.5, capacity=200)
     """

@@ -30,7 +30,7 @@ class FromScratch(Plugin):
     was trained; here all of the model starts again.
 
     Example:
-        >>> from streamlearn.plugins.replay.from_scratch import FromScratch
+        >>> from streamlearn.plugins import FromScratch
         >>> FromScratch()
         FromScratch()
     """

@@ -105,7 +105,7 @@ class MIR(Plugin):
     candidates without the classes of the last batch of the experience before, and takes every penalty into the virtual step.
 
     Example:
-        >>> from streamlearn.plugins.replay.mir import MIR
+        >>> from streamlearn.plugins import MIR
         >>> MIR(capacity=200, candidates=50, batch_size=10)
         MIR(batch_size=10, candidates=50, capacity=200)
     """

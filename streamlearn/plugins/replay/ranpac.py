@@ -198,7 +198,7 @@ class RanPAC(Plugin):
     a λ that leaves G + λ I without a Cholesky factor in 64 bits is passed over, or raised tenfold until it has one.
 
     Example:
-        >>> from streamlearn.plugins.replay.ranpac import RanPAC
+        >>> from streamlearn.plugins import RanPAC
         >>> RanPAC(dimensions=2000)
         RanPAC(dimensions=2000)
     """

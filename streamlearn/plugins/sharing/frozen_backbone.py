@@ -68,7 +68,7 @@ class FrozenBackbone(Plugin):
     Panos et al., First session adaptation: a strong replay-free baseline for class-incremental learning, ICCV 2023 (``after=1``).
 
     Example:
-        >>> from streamlearn.plugins.sharing.frozen_backbone import FrozenBackbone
+        >>> from streamlearn.plugins import FrozenBackbone
         >>> FrozenBackbone(after=1)
         FrozenBackbone(after=1)
     """

@@ -136,7 +136,7 @@ class HAT(Plugin):
     holds. Their optimiser is a new one for each task; here it is the run's, and its momentum is kept.
 
     Example:
-        >>> from streamlearn.plugins.sharing.hat import HAT
+        >>> from streamlearn.plugins import HAT
         >>> HAT(strength=1.5)
         HAT(strength=1.5)
     """

@@ -60,7 +60,7 @@ class SeparateNetworks(Plugin):
     networks"; Lopez-Paz & Ranzato, Gradient episodic memory for continual learning, NeurIPS 2017, section 5, "independent".
 
     Example:
-        >>> from streamlearn.plugins.sharing.separate_networks import SeparateNetworks
+        >>> from streamlearn.plugins import SeparateNetworks
         >>> SeparateNetworks(start="previous")
         SeparateNetworks(start='previous')
     """

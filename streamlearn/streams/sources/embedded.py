@@ -49,7 +49,7 @@ def embedded(
     Example:
         >>> from streamlearn import streams
         >>> encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU())
-        >>> train, test = embedded("digits", encoder), embedded("digits", encoder, test=True)
+        >>> train, test = streams.embedded("digits", encoder), streams.embedded("digits", encoder, test=True)
         >>> streams.class_incremental(train, 5, test=test)[0].data["train"].batch(torch.tensor([0, 1])).x.shape
         torch.Size([2, 8])
     """
