@@ -16,8 +16,7 @@ from tests.core.support import probe, sgd
 
 OTHERWISE = {
     "hat": (0, "its model has a pass of its own, with gates"),
-    "ranpac": (0, "it learns from sums, and asks for no objective"),
-    "slda": (0, "it learns from sums, and asks for no objective"),
+    "ranpac": (0, "it learns when the experience has ended"),
     "la_maml": (4, "four rows make no more than four chunks"),
 }
 """Those whose passes of `Model.encode` differ here from what they declare: how many, and why."""
