@@ -3,8 +3,8 @@
     STREAMLEARN_DATA=... python benchmarks/continual.py [--rounds 5] [--only methods,steps,online,scale] [--methods si,mas]
 
 CPU time, one thread, candidates interleaved within each round; ratios, never seconds, are the result. The same work for all: training one
-epoch of split MNIST in five experiences and evaluating every test set after each, MLP 784-256-256-10, batch 128. Each part writes its
-figures into benchmarks/results/continual.json when it is done.
+epoch of split MNIST in five experiences and evaluating every test set after each, MLP 784-256-256-10, batch 128. Each part, and
+each method, writes its figures into benchmarks/results/continual.json when it is done.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ METHODS: dict[str, tuple[Loop, Callable[[], list[Plugin]], dict[str, Any]]] = {
         lambda: [plugins.AGEM(capacity=CAPACITY)],
         {"patterns_per_exp": CAPACITY // 5, "sample_size": BATCH},
     ),
-    "mas": (lambda a, b: by_hand.mas(make, a, b, BATCH, 1.0), lambda: [plugins.MAS(strength=1.0)], {"lambda_reg": 1.0, "alpha": 0.5}),
+    "mas": (lambda a, b: by_hand.mas(make, a, b, BATCH, 0.01), lambda: [plugins.MAS(strength=0.01)], {"lambda_reg": 0.01, "alpha": 0.5}),
     "si": (
         lambda a, b: by_hand.si(make, a, b, BATCH, 1.0, 0.1),
         lambda: [plugins.SI(strength=1.0, damping=0.1, gradient="total")],
@@ -76,13 +76,12 @@ METHODS: dict[str, tuple[Loop, Callable[[], list[Plugin]], dict[str, Any]]] = {
 }
 
 
-def methods(rounds: int, wanted: list[str], known: dict[str, Any]) -> dict[str, Any]:
+def methods(rounds: int, wanted: list[str], keep: Callable[[str, Any], None]) -> None:
     """Each method by hand, by streamlearn, and by Avalanche with tensors in memory and with its classic benchmark."""
     import peers
 
     train, test, stream = split_mnist()
     fast, classic = peers.benchmark_of_tensors(train, test), peers.classic_benchmark()
-    found = dict(known)
     for name in wanted:
         loop, made, options = METHODS[name]
         candidates = {
@@ -91,7 +90,7 @@ def methods(rounds: int, wanted: list[str], known: dict[str, Any]) -> dict[str, 
             "avalanche": lambda n=name, o=options: peers.train_and_evaluate(n, make, fast, BATCH, **o),
         }
         seconds = interleaved(candidates, rounds)
-        found[name] = {
+        found = {
             "streamlearn / by hand": ratio(seconds, "streamlearn", "by hand"),
             "avalanche, tensors / streamlearn": ratio(seconds, "avalanche", "streamlearn"),
             "avalanche, tensors / by hand": ratio(seconds, "avalanche", "by hand"),
@@ -99,9 +98,9 @@ def methods(rounds: int, wanted: list[str], known: dict[str, Any]) -> dict[str, 
         if name == "naive":
             slow = interleaved({"classic": lambda: peers.train_and_evaluate("naive", make, classic, BATCH)}, 1)
             seconds["classic"] = slow["classic"] * rounds
-            found[name]["avalanche, classic / streamlearn"] = ratio(seconds, "classic", "streamlearn")
-        print(name, {what: round(value["median"], 3) for what, value in found[name].items()}, flush=True)
-    return found
+            found["avalanche, classic / streamlearn"] = ratio(seconds, "classic", "streamlearn")
+        print(name, {what: round(value["median"], 3) for what, value in found.items()}, flush=True)
+        keep(name, found)
 
 
 def steps(rounds: int) -> dict[str, Any]:
@@ -223,7 +222,13 @@ def main() -> None:
     results.pop("machine", None)
     for name in asked.only.split(","):
         if name == "methods":
-            results[name] = methods(asked.rounds, asked.methods.split(","), results.get(name, {}))
+            known = results.setdefault(name, {})
+
+            def keep(method: str, found: Any, known: dict[str, Any] = known) -> None:
+                known[method] = found
+                save("continual", results)
+
+            methods(asked.rounds, asked.methods.split(","), keep)
         else:
             results[name] = {"steps": steps, "online": online, "scale": scale}[name](asked.rounds)
             print(json.dumps({name: results[name]}, indent=1), flush=True)

@@ -22,6 +22,7 @@ from streamlearn.core.randomness import distinct, subseed
 from streamlearn.errors import ConfigurationError
 from streamlearn.streams.batch import Batch, StoredColumn, concatenate
 from streamlearn.streams.data import Data, JoinedData, join, same_kind
+from streamlearn.streams.hiding import raw_targets
 
 __all__ = ["Budget", "Part", "Policy", "ReplayMemory", "quotas"]
 
@@ -212,7 +213,7 @@ class ReplayMemory:
             )
         # classes of different tasks, or of the same task in different domains, are told apart by the source's own numbers
         task, target = next(iter(piece.targets.items()))
-        groups = piece.source.take(index).targets[target.column].numpy().astype(np.int64)
+        groups = raw_targets(piece.source, target.column, index).numpy().astype(np.int64)
         if task in piece.labelled:  # what is hidden must not steer which rows are kept: such rows are a group of their own
             groups[~piece.labelled[task][_positions(piece, index)].numpy()] = -1
         return groups

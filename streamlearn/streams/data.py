@@ -16,7 +16,7 @@ from torch import Tensor
 from streamlearn.errors import DataError
 from streamlearn.streams.batch import EVERY_ROW, Batch, Labelled, Segment, concatenate
 from streamlearn.streams.changing import changing
-from streamlearn.streams.hiding import without_targets
+from streamlearn.streams.hiding import raw_targets, without_targets
 from streamlearn.streams.task import Task
 
 __all__ = ["Columns", "Data", "JoinedData", "Source", "Target", "Transform", "classes_in", "join", "same_kind"]
@@ -122,8 +122,7 @@ class Data:
         target = self.targets.get(task)
         if target is None:
             return None
-        known = getattr(self.source, "targets", None)
-        column = self.source.take(self.indices).targets[target.column] if known is None else known[target.column][self.indices]
+        column = raw_targets(self.source, target.column, self.indices)
         return column if target.relabel is None else target.relabel[column]
 
     def batch(self, positions: Tensor, role: str = "train") -> Batch:

@@ -40,12 +40,12 @@ def projected(gradients: Mapping[str, Tensor], reference: Mapping[str, Tensor]) 
     names = [name for name in gradients if name in reference]
     if not names:
         return dict(gradients)
-    product = torch.stack([torch.dot(gradients[name].flatten(), reference[name].flatten()) for name in names]).sum()
-    square = torch.stack([reference[name].square().sum() for name in names]).sum()
-    if not bool((product < 0) & (square > 0)):  # the square of a very short reference is 0 in floating point
+    pairs = [(gradients[name].flatten(), reference[name].flatten()) for name in names]
+    both = torch.stack([torch.stack([torch.dot(g, r), torch.dot(r, r)]) for g, r in pairs]).sum(0)
+    product, square = both.tolist()  # read at once: each reading waits for the device
+    if not (product < 0 < square):  # the square of a very short reference is 0 in floating point
         return dict(gradients)
-    factor = product / square
-    return {name: g - factor * reference[name] if name in reference else g for name, g in gradients.items()}
+    return {name: torch.add(g, reference[name], alpha=-product / square) if name in reference else g for name, g in gradients.items()}
 
 
 class AGEM(Plugin):

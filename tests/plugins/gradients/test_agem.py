@@ -42,7 +42,7 @@ def test_the_projection_is_that_of_gem_with_one_constraint(seed: int) -> None:
 
 def test_only_names_that_both_have_are_projected_and_nothing_is_changed_in_place() -> None:
     g = {"both": torch.tensor([1.0, -1.0]), "mine": torch.tensor([-9.0])}
-    r = {"both": torch.tensor([0.0, 3.0]), "other": torch.tensor([100.0])}
+    r = {"both": torch.tensor([0.0, 2.0]), "other": torch.tensor([100.0])}
     found = projected(g, r)
     assert {n: v.tolist() for n, v in found.items()} == {"both": [1.0, 0.0], "mine": [-9.0]}
     assert g["both"].tolist() == [1.0, -1.0]
