@@ -145,9 +145,13 @@ class Batch:
 
     def with_rows(self, role: str, rows: Batch) -> Batch:
         """The rows of the batch followed by ``rows``, which take the role ``role``."""
-        if any(segment.role != role for segment in rows.segments):
-            rows = rows.replace(segments=tuple(segment._replace(role=role) for segment in rows.segments))
-        return concatenate([self, rows])
+        return concatenate([self, rows.in_role(role)])
+
+    def in_role(self, role: str) -> Batch:
+        """The same rows, all of them in ``role``."""
+        if all(segment.role == role for segment in self.segments):
+            return self
+        return self.replace(segments=tuple(segment._replace(role=role) for segment in self.segments))
 
     def select(self, role: str) -> Batch:
         """Only the rows of ``role`` (which must lie side by side), as views on this batch's tensors."""

@@ -17,6 +17,7 @@ from streamlearn.core.plugin import Plugin, PluginInfo, Tunable, hookimpl
 from streamlearn.core.randomness import forked, subseed
 from streamlearn.core.remembering import MemoryOptions, brought, is_new, open_memory, remember, remember_batch
 from streamlearn.errors import ConfigurationError
+from streamlearn.streams.batch import concatenate
 
 if TYPE_CHECKING:
     from streamlearn.core.memory import ReplayMemory
@@ -43,9 +44,10 @@ def known_error(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor | None:
     total: Tensor | None = None
     count: Any = 0
     for outputs, stored in pairs:
-        known = ~stored.isnan()
-        gap = outputs[:, : stored.shape[1]] - stored.nan_to_num().to(outputs.dtype)
-        part = torch.where(known, gap, torch.zeros_like(gap)).square().sum()
+        gap, known = outputs[:, : stored.shape[1]] - stored.to(outputs.dtype), ~stored.isnan()
+        if not bool(known.all()):
+            gap = torch.where(known, gap, torch.zeros_like(gap))
+        part = gap.square().sum()
         total, count = part if total is None else total + part, count + known.sum()
     return None if total is None else total / count.clamp(min=1)
 
@@ -134,17 +136,17 @@ class DER(Plugin):
         """Add both draws."""
         run, name = step.run, self.config.memory
         open_memory(run, self)
-        rows, joined = self.config.batch_size or max(1, brought(batch)), batch
+        rows, joined = self.config.batch_size or max(1, brought(batch)), [batch]
+        if run.value(self, "beta"):  # first, so that what has labels lies side by side
+            drawn = step.draw(name, rows, purpose=f"{self.name}/labels")
+            if drawn is not None:
+                joined.append(drawn.in_role(self._role("labels")).to(batch.x.device))
         if run.value(self, "alpha"):
             drawn = step.draw(name, rows, purpose=f"{self.name}/logits", stored=True)
             own = {} if drawn is None else self._own(drawn)
             if drawn is not None and own:
-                joined = joined.with_rows(self._role("logits"), drawn.replace(targets={}, labelled={}, stored=own).to(batch.x.device))
-        if run.value(self, "beta"):
-            drawn = step.draw(name, rows, purpose=f"{self.name}/labels")
-            if drawn is not None:
-                joined = joined.with_rows(self._role("labels"), drawn.to(batch.x.device))
-        return joined
+                joined.append(drawn.replace(targets={}, labelled={}, stored=own).in_role(self._role("logits")).to(batch.x.device))
+        return concatenate(joined)
 
     @hookimpl
     def collect_terms(self, step: Step) -> dict[str, Tensor]:
@@ -233,13 +235,19 @@ def _added(supervision: tuple[Supervision, ...], column: Tensor, beta: float) ->
     A loss is a mean over everything: the inside gets ``beta`` times the weight of the outside, and all of it the scale 1 + ``beta``.
     """
     inside = [column if record.rows is None else column[record.rows] for record in supervision]
-    weights = [record.outputs.new_ones(len(record.target)) if record.weight is None else record.weight for record in supervision]
-    mine = sum(float(weight[kind].sum()) for weight, kind in zip(weights, inside, strict=True))
-    others = sum(float(weight[~kind].sum()) for weight, kind in zip(weights, inside, strict=True))
+    mine, others = (
+        sum(_weight(record, kind) for record, kind in zip(supervision, side, strict=True)) for side in (inside, [~k for k in inside])
+    )
     if not mine:
         return supervision
     factor, scale = (beta * others / mine, 1 + beta) if others else (1.0, beta)
-    return tuple(
-        record.replace(weight=torch.where(kind, weight * factor, weight), scale=record.scale * scale)
-        for record, weight, kind in zip(supervision, weights, inside, strict=True)
-    )
+    changed = []
+    for record, kind in zip(supervision, inside, strict=True):
+        factors = record.outputs.new_ones(len(record.target)).masked_fill_(kind, factor)
+        changed.append(record.replace(weight=factors if record.weight is None else factors * record.weight, scale=record.scale * scale))
+    return tuple(changed)
+
+
+def _weight(record: Supervision, kind: Tensor) -> float:
+    """Of the rows that ``kind`` says."""
+    return float(kind.sum() if record.weight is None else record.weight[kind].sum())

@@ -160,7 +160,7 @@ def test_the_draws_are_two_and_their_rows_have_their_outputs_or_their_labels() -
     assert [b.roles for b in batches[:2]] == [("train",)] * 2
     differ = 0
     for batch in batches[2:]:
-        assert batch.roles == ("train", "memory/der/logits", "memory/der/labels")
+        assert batch.roles == ("train", "memory/der/labels", "memory/der/logits")
         assert len(batch) == 30
         logits, labels = batch.rows("memory/der/logits"), batch.rows("memory/der/labels")
         differ += batch.index[logits].tolist() != batch.index[labels].tolist()
@@ -352,7 +352,7 @@ def test_masks_of_er_ace_hold_for_the_labelled_draw() -> None:
     run_with(ERACE(), DER(beta=0.5, capacity=30), probe("late", transform_supervision=look))
     batch, records = seen[-1]
     labels = batch.rows("memory/der/labels")
-    assert [r.rows.tolist() for r in records] == [list(range(10)), list(range(labels.start, labels.stop))]
+    assert [torch.arange(len(batch))[r.rows].tolist() for r in records] == [list(range(10)), list(range(labels.start, labels.stop))]
     assert int(records[0].active.sum()) == 2, "the classes of the batch"
     assert bool(records[1].active.all())
     assert records[1].weight.unique().tolist() == pytest.approx([0.5])
