@@ -145,8 +145,8 @@ def online(rounds: int) -> dict[str, Any]:
     import peers
 
     train, _, _ = split_mnist()
-    x, y = torch.cat([a for a, _ in train])[:6000], torch.cat([b for _, b in train])[:6000]
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    x, y = torch.cat([a for a, _ in train]), torch.cat([b for _, b in train])
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:6000]
     x, y = x[order], y[order]
     stream = streams.data_incremental((x, y), rows=10, shuffle=False, test=(x[:1].repeat(10, 1), torch.arange(10)))
     small = [(a, b) for a, b in zip(x.split(10), y.split(10), strict=True)]
