@@ -82,7 +82,8 @@ def seeds_of(scenario: str, method: str) -> int:
 def settings_of(scenario: str, method: str) -> dict[str, Any]:
     """All that a figure depends on but its seed."""
     iterations = 5 * ITERATIONS if method == "joint" else ITERATIONS
-    return {"scenario": scenario, "iterations": iterations, "optimizer": "Adam, fused", "plugins": [repr(plugin) for plugin in STRATEGIES[method](scenario)]}
+    listed = [repr(plugin) for plugin in STRATEGIES[method](scenario)]
+    return {"scenario": scenario, "iterations": iterations, "optimizer": "Adam, fused", "plugins": listed}
 
 
 def one(scenario: str, method: str, seed: int) -> dict[str, Any]:

@@ -255,8 +255,8 @@ class ReplayMemory:
             places = np.concatenate(by_kind)
         if not self._stored:
             return batch
-        everything = slice(0, len(batch))
-        return batch.replace(stored={name: StoredColumn(everything, column[places]) for name, column in self._stored.items()})
+        everything, index = slice(0, len(batch)), torch.from_numpy(places)
+        return batch.replace(stored={n: StoredColumn(everything, column.index_select(0, index)) for n, column in self._stored.items()})
 
     def rows_at(self, places: np.ndarray) -> Batch:
         """The rows at ``places``, at least one, each at its own place in the batch."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from streamlearn.core.forward import Forward
 from streamlearn.core.importance import evaluating
@@ -42,14 +43,15 @@ def known_error(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor | None:
         4.666666507720947
     """
     total: Tensor | None = None
-    count: Any = 0
+    count = 0
     for outputs, stored in pairs:
-        gap, known = outputs[:, : stored.shape[1]] - stored.to(outputs.dtype), ~stored.isnan()
-        if not bool(known.all()):
-            gap = torch.where(known, gap, torch.zeros_like(gap))
-        part = gap.square().sum()
-        total, count = part if total is None else total + part, count + known.sum()
-    return None if total is None else total / count.clamp(min=1)
+        now, then, unknown = outputs[:, : stored.shape[1]], stored.to(outputs.dtype), stored.isnan()
+        missing = int(unknown.sum())
+        if missing:
+            now, then = now.masked_fill(unknown, 0.0), then.nan_to_num()
+        part = mse_loss(now, then, reduction="sum")
+        total, count = part if total is None else total + part, count + stored.numel() - missing
+    return None if total is None else total / max(count, 1)
 
 
 class DER(Plugin):
