@@ -25,6 +25,8 @@ from timing import save
 from streamlearn import Engine, Plugin, models, plugins, streams
 
 SCENARIOS = ("task", "domain", "class")
+HIDDEN = {"separate networks": [100, 100]}
+"""Units of the hidden layers where they are not 400 and 400."""
 MEMORY = {"capacity": 100, "policy": "class_balanced", "budget": "per_group"}
 ITERATIONS = 2000
 
@@ -83,7 +85,8 @@ def settings_of(scenario: str, method: str) -> dict[str, Any]:
     """All that a figure depends on but its seed."""
     iterations = 5 * ITERATIONS if method == "joint" else ITERATIONS
     listed = [repr(plugin) for plugin in STRATEGIES[method](scenario)]
-    return {"scenario": scenario, "iterations": iterations, "optimizer": "Adam, fused", "plugins": listed}
+    found = {"scenario": scenario, "iterations": iterations, "optimizer": "Adam, fused", "plugins": listed}
+    return found | ({"hidden": HIDDEN[method]} if method in HIDDEN else {})
 
 
 def one(scenario: str, method: str, seed: int) -> dict[str, Any]:
@@ -92,7 +95,7 @@ def one(scenario: str, method: str, seed: int) -> dict[str, Any]:
     started = time.process_time()
     stream = stream_of(scenario, method, seed)
     engine = Engine(
-        models.mlp(stream, hidden=[400, 400]),
+        models.mlp(stream, hidden=HIDDEN.get(method, [400, 400])),
         lambda p: torch.optim.Adam(p, lr=1e-3, fused=True),  # the same update in one kernel: half the time of a step
         STRATEGIES[method](scenario),
         iterations=settings_of(scenario, method)["iterations"],
