@@ -158,8 +158,12 @@ class Optimization:
             parameter.grad = None
 
     def begin_phase(self, factory: OptimizerFactory | None, names: frozenset[str]) -> None:
-        """Use an optimiser of the phase's own on ``names``; ``None`` keeps the main one."""
-        chosen = [p for name, p in self._named.items() if name in names]
+        """Use an optimiser of the phase's own on ``names``, in place of the main one; ``None`` keeps that.
+
+        Modules that have an optimiser of their own keep it: two would move them twice.
+        """
+        apart = {id(p) for optimizer in self._own.values() for group in optimizer.param_groups for p in group["params"]}
+        chosen = [p for name, p in self._named.items() if name in names and id(p) not in apart]
         self._phase = (factory(chosen), names) if factory is not None and chosen else None
 
     def end_phase(self) -> None:

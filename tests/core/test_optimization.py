@@ -67,6 +67,16 @@ def test_a_helper_gets_a_group_without_decay_or_an_optimiser_of_its_own() -> Non
     assert not torch.equal(own.weight, start)
 
 
+def test_a_phase_with_an_optimiser_of_its_own_leaves_modules_that_have_one_to_it() -> None:
+    optimization, own = Optimization(sgd(), small()), nn.Linear(1, 1)
+    optimization.add("p/own", Trainable(own, optimizer=lambda p: torch.optim.SGD(p, lr=0.5)))
+    optimization.begin_phase(lambda p: torch.optim.SGD(p, lr=3.0), frozenset(optimization.parameters()))
+    start, model_start = own.weight.detach().clone(), dict(optimization.parameters())["encoder.weight"].detach().clone()
+    optimization.update({"p/own.weight": torch.ones(1, 1), "encoder.weight": torch.ones(2, 2)})
+    torch.testing.assert_close(own.weight.detach(), start - 0.5)
+    torch.testing.assert_close(dict(optimization.parameters())["encoder.weight"].detach(), model_start - 3.0)
+
+
 def test_an_absent_gradient_moves_nothing_though_there_is_momentum() -> None:
     model = small()
     optimization = Optimization(sgd(), model)

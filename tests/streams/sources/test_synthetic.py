@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from streamlearn.errors import DataError
 from streamlearn.streams import data_incremental, rebuild
 from streamlearn.streams.sources import TensorSource, named_source
-from streamlearn.streams.sources.synthetic import _normal, _uniform, hyperplane, mmoe_pairs, moons, sea
+from streamlearn.streams.sources.draws import normal, uniform
+from streamlearn.streams.sources.synthetic import hyperplane, moons, sea
+from streamlearn.streams.sources.synthetic_tasks import mmoe_pairs
 
 SEEDS = st.integers(0, 10**6)
 MAKERS: list[Callable[..., tuple[TensorSource, None]]] = [moons, hyperplane, sea, mmoe_pairs]
@@ -32,8 +34,8 @@ def test_a_seed_gives_the_same_rows_and_another_gives_others(maker: Callable[...
 
 
 def test_draws_are_fixed_for_ever() -> None:
-    assert _uniform("test", 0, 3).tolist() == pytest.approx([0.8590100782506186, 0.4660557643208362, 0.9084363862074101], abs=1e-15)
-    values = _normal("test", 3, 20_000)
+    assert uniform("test", 0, 3).tolist() == pytest.approx([0.8590100782506186, 0.4660557643208362, 0.9084363862074101], abs=1e-15)
+    values = normal("test", 3, 20_000)
     assert abs(values.mean()) < 0.03
     assert values.std() == pytest.approx(1, abs=0.03)
 
