@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streamlearn import errors, models, plugins, results, streams
+    from streamlearn.core.baselines import single_task_baselines
     from streamlearn.core.engine import Engine
     from streamlearn.core.hooks import HOOK_API_VERSION
     from streamlearn.core.plugin import Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
@@ -34,6 +35,7 @@ __all__ = [
     "models",
     "plugins",
     "results",
+    "single_task_baselines",
     "streams",
 ]
 
@@ -46,6 +48,7 @@ _HOME = {
     "Result": "streamlearn.results",
     "Tunable": "streamlearn.core.plugin",
     "hookimpl": "streamlearn.core.plugin",
+    "single_task_baselines": "streamlearn.core.baselines",
 }
 
 

@@ -45,9 +45,28 @@ class Forward(Mapping[str, Tensor]):
         seed: arguments of `seed_forward`, called right before the encoder runs: every view of a step draws the same masks.
         end: called right after; the step commits buffers here.
         encode: the model's encoder, compiled; used at the model's own parameters when nothing is tapped.
+        apart: hand each task's head an alias of the features, so that one backward pass tells apart what comes from which head.
+
+    Attributes:
+        aliases: those aliases, by task.
     """
 
-    __slots__ = ("_direct", "_encode", "_end", "_features", "_model", "_outputs", "_parts", "_paths", "_seed", "_state", "_taps", "_x")
+    __slots__ = (
+        "_apart",
+        "_direct",
+        "_encode",
+        "_end",
+        "_features",
+        "_model",
+        "_outputs",
+        "_parts",
+        "_paths",
+        "_seed",
+        "_state",
+        "_taps",
+        "_x",
+        "aliases",
+    )
 
     def __init__(
         self,
@@ -58,8 +77,12 @@ class Forward(Mapping[str, Tensor]):
         seed: tuple[int, int, torch.device] | None = None,
         end: Callable[[], None] | None = None,
         encode: Callable[[Tensor], Tensor] | None = None,
+        *,
+        apart: bool = False,
     ) -> None:
         self._model = model
+        self._apart = apart
+        self.aliases: dict[str, Tensor] = {}
         self._encode = encode or model.encode
         self._x = x
         self._state = state
@@ -105,7 +128,7 @@ class Forward(Mapping[str, Tensor]):
         """The outputs for ``task`` on every row."""
         found = self._outputs.get(task)
         if found is None:
-            features = self.features
+            features = self._features_for(task)
             found = self._model.decode(features, task) if self._direct else self._run("decode", features, task)
             self._outputs[task] = found
         return found
@@ -119,8 +142,16 @@ class Forward(Mapping[str, Tensor]):
         key = (task, rows.start, rows.stop)
         found = self._parts.get(key)
         if found is None:
-            found = self._parts[key] = self._run("decode", self.features[rows], task)
+            found = self._parts[key] = self._run("decode", self._features_for(task)[rows], task)
         return found
+
+    def _features_for(self, task: str) -> Tensor:
+        features = self.features
+        if not self._apart or not features.requires_grad:
+            return features
+        if task not in self.aliases:
+            self.aliases[task] = features.view_as(features)
+        return self.aliases[task]
 
     def tap(self, name: str) -> Tensor:
         """The output of the tapped module ``name``; ``"features"`` is always there."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from streamlearn.core.conflicts import Conflicts
 from streamlearn.core.objective import Objective
 from streamlearn.errors import DivergenceError
 
@@ -23,11 +24,17 @@ _LOOK_EVERY = 50
 
 
 class Meter:
-    """Sums of losses and terms over an epoch, and the guard against NaN and infinity."""
+    """Sums of losses and terms over an epoch, and the guard against NaN and infinity.
+
+    Attributes:
+        conflicts: how the gradients that a combiner was given stood to each other.
+        updates: updates counted.
+    """
 
     def __init__(self) -> None:
         self._losses: dict[str, list[Any]] = {}
         self._terms: dict[str, list[Any]] = {}
+        self.conflicts = Conflicts()
         self.updates = 0
 
     def add_loss(self, row: str, loss: Tensor, run: Run) -> None:
@@ -90,13 +97,15 @@ class Meter:
         plain = {
             kind: {n: [float(t), c] for n, (t, c) in sums.items()} for kind, sums in (("losses", self._losses), ("terms", self._terms))
         }
-        return {**plain, "updates": self.updates}
+        return {**plain, "updates": self.updates, "conflicts": self.conflicts.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self._losses = {name: list(pair) for name, pair in state["losses"].items()}
         self._terms = {name: list(pair) for name, pair in state["terms"].items()}
         self.updates = int(state["updates"])
+        if "conflicts" in state:  # a checkpoint of a version that did not count them has none
+            self.conflicts.load_state_dict(state["conflicts"])
 
 
 def _count(sums: dict[str, list[Any]], name: str, value: Any) -> None:

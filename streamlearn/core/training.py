@@ -203,6 +203,10 @@ class Walk:
         run, clock = self.run, self.run.clock
         line = {"event": "epoch", "experience": clock.experience, "phase": phase.name, "epoch": clock.epoch, "updates": run.meter.updates}
         run.record.append({**line, **run.meter.means()})
+        conflicts = run.meter.conflicts.means()
+        if conflicts:
+            at = "features" if run.rows_at_features else "parameters"
+            run.record.append({**line, "event": "gradients", "updates": run.meter.conflicts.updates, "at": at, **conflicts})
         run.meter = Meter()
 
     def _epoch(self, phase: Phase) -> None:

@@ -161,12 +161,13 @@ class Step:
     def _make_forward(self) -> Forward:
         run = self.run
         seed = (self._forward_seed, self.update, run.device)
+        apart = run.hooks.provide_gradient_combination is not None
         if not run.has_buffers and self._parameters is None:
-            return Forward(run.model, self.batch.x, None, run.taps, seed, encode=run.encode)
+            return Forward(run.model, self.batch.x, None, run.taps, seed, encode=run.encode, apart=apart)
         root = self.root
         commits = not root._committed and self._own_rows
         if self._parameters is None and commits:
-            forward = Forward(run.model, self.batch.x, None, run.taps, seed, self._commit, run.encode)
+            forward = Forward(run.model, self.batch.x, None, run.taps, seed, self._commit, run.encode, apart=apart)
             _ = forward.features  # at once: a view that ran in between would commit, and this pass commit a second time
             return forward
         # other parameters, or buffers that were committed already: run on copies of the buffers

@@ -17,12 +17,19 @@ if TYPE_CHECKING:
     from streamlearn.plugins.distillation.multi_teacher import MultiTeacher
     from streamlearn.plugins.distillation.wa import WA
     from streamlearn.plugins.gradients.agem import AGEM
+    from streamlearn.plugins.gradients.aligned_mtl import AlignedMTL
+    from streamlearn.plugins.gradients.cagrad import CAGrad
     from streamlearn.plugins.gradients.clipping import Clipping
     from streamlearn.plugins.gradients.gem import GEM
+    from streamlearn.plugins.gradients.graddrop import GradDrop
+    from streamlearn.plugins.gradients.gradvac import GradVac
+    from streamlearn.plugins.gradients.imtl_g import IMTLG
     from streamlearn.plugins.gradients.mgda import MGDA
     from streamlearn.plugins.gradients.mgda_ub import MGDAUB
+    from streamlearn.plugins.gradients.nash_mtl import NashMTL
     from streamlearn.plugins.gradients.ogd import OGD
     from streamlearn.plugins.gradients.pcgrad import PCGrad
+    from streamlearn.plugins.gradients.upgrad import UPGrad
     from streamlearn.plugins.meta.la_maml import LaMAML
     from streamlearn.plugins.meta.maml import MAML
     from streamlearn.plugins.meta.reptile import Reptile
@@ -57,7 +64,12 @@ if TYPE_CHECKING:
     from streamlearn.plugins.sharing.separate_networks import SeparateNetworks
     from streamlearn.plugins.tracking.calibration_error import CalibrationError
     from streamlearn.plugins.tracking.csv_tracker import CSVTracker
+    from streamlearn.plugins.weighting.constant_weighting import ConstantWeighting
+    from streamlearn.plugins.weighting.dwa import DWA
+    from streamlearn.plugins.weighting.gls import GLS
     from streamlearn.plugins.weighting.group_dro import GroupDRO
+    from streamlearn.plugins.weighting.imtl_l import IMTLL
+    from streamlearn.plugins.weighting.rlw import RLW
     from streamlearn.plugins.weighting.uncertainty_weighting import UncertaintyWeighting
 
 __all__ = [
@@ -66,26 +78,34 @@ __all__ = [
     "CORAL",
     "DANN",
     "DER",
+    "DWA",
     "EMA",
     "ERACE",
     "EWC",
     "GEM",
+    "GLS",
     "HAT",
+    "IMTLG",
+    "IMTLL",
     "MAML",
     "MAS",
     "MGDA",
     "MGDAUB",
     "MIR",
     "OGD",
+    "RLW",
     "SAM",
     "SI",
     "SLDA",
     "WA",
     "ActiveSampling",
+    "AlignedMTL",
     "BiC",
+    "CAGrad",
     "CSVTracker",
     "CalibrationError",
     "Clipping",
+    "ConstantWeighting",
     "Curriculum",
     "ExperienceWeighting",
     "FeatureDistillation",
@@ -93,6 +113,8 @@ __all__ = [
     "FrozenBackbone",
     "GDumb",
     "GenerativeReplay",
+    "GradDrop",
+    "GradVac",
     "GroupDRO",
     "ICaRLLoss",
     "Joint",
@@ -103,6 +125,7 @@ __all__ = [
     "Mixup",
     "MultiHead",
     "MultiTeacher",
+    "NashMTL",
     "NearestClassMean",
     "PCGrad",
     "PackNet",
@@ -112,6 +135,7 @@ __all__ = [
     "SeparateNetworks",
     "TemperatureSampling",
     "Tent",
+    "UPGrad",
     "UncertaintyWeighting",
     "UpdatesPerBatch",
 ]
@@ -122,26 +146,34 @@ _HOME = {
     "CORAL": "adaptation.coral",
     "DANN": "adaptation.dann",
     "DER": "replay.der",
+    "DWA": "weighting.dwa",
     "EMA": "regularization.ema",
     "ERACE": "replay.er_ace",
     "EWC": "regularization.ewc",
     "GEM": "gradients.gem",
+    "GLS": "weighting.gls",
     "HAT": "sharing.hat",
+    "IMTLG": "gradients.imtl_g",
+    "IMTLL": "weighting.imtl_l",
     "MAML": "meta.maml",
     "MAS": "regularization.mas",
     "MGDA": "gradients.mgda",
     "MGDAUB": "gradients.mgda_ub",
     "MIR": "replay.mir",
     "OGD": "gradients.ogd",
+    "RLW": "weighting.rlw",
     "SAM": "regularization.sam",
     "SI": "regularization.si",
     "SLDA": "replay.slda",
     "WA": "distillation.wa",
     "ActiveSampling": "scheduling.active_sampling",
+    "AlignedMTL": "gradients.aligned_mtl",
     "BiC": "distillation.bic",
+    "CAGrad": "gradients.cagrad",
     "CSVTracker": "tracking.csv_tracker",
     "CalibrationError": "tracking.calibration_error",
     "Clipping": "gradients.clipping",
+    "ConstantWeighting": "weighting.constant_weighting",
     "Curriculum": "scheduling.curriculum",
     "ExperienceWeighting": "replay.experience_weighting",
     "FeatureDistillation": "distillation.feature_distillation",
@@ -149,6 +181,8 @@ _HOME = {
     "FrozenBackbone": "sharing.frozen_backbone",
     "GDumb": "replay.gdumb",
     "GenerativeReplay": "replay.generative_replay",
+    "GradDrop": "gradients.graddrop",
+    "GradVac": "gradients.gradvac",
     "GroupDRO": "weighting.group_dro",
     "ICaRLLoss": "distillation.icarl_loss",
     "Joint": "replay.joint",
@@ -159,6 +193,7 @@ _HOME = {
     "Mixup": "regularization.mixup",
     "MultiHead": "sharing.multi_head",
     "MultiTeacher": "distillation.multi_teacher",
+    "NashMTL": "gradients.nash_mtl",
     "NearestClassMean": "replay.nearest_class_mean",
     "PCGrad": "gradients.pcgrad",
     "PackNet": "sharing.packnet",
@@ -168,6 +203,7 @@ _HOME = {
     "SeparateNetworks": "sharing.separate_networks",
     "TemperatureSampling": "scheduling.temperature_sampling",
     "Tent": "adaptation.tent",
+    "UPGrad": "gradients.upgrad",
     "UncertaintyWeighting": "weighting.uncertainty_weighting",
     "UpdatesPerBatch": "scheduling.updates_per_batch",
 }

@@ -13,6 +13,7 @@ from streamlearn.results.compute import compute
 from streamlearn.results.figure import compare_figure, to_svg
 from streamlearn.results.measure import Measure
 from streamlearn.results.metrics import METRICS
+from streamlearn.results.multitask_metrics import delta_m, final_values, hypervolume, mean_ranks, worst_task
 from streamlearn.results.record import Record
 from streamlearn.results.result import Result
 from streamlearn.results.table import compare_table
@@ -25,5 +26,10 @@ __all__ = [
     "compare_figure",
     "compare_table",
     "compute",
+    "delta_m",
+    "final_values",
+    "hypervolume",
+    "mean_ranks",
     "to_svg",
+    "worst_task",
 ]

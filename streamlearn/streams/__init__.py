@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from streamlearn.streams.catalogue import build, build_chain, builders, rebuild
     from streamlearn.streams.data import Data, Source, Transform
     from streamlearn.streams.experience import EvaluationSet, Experience
+    from streamlearn.streams.operators.alone import single_task
     from streamlearn.streams.operators.augmenting import augmented
     from streamlearn.streams.operators.cutting import online, task_free
     from streamlearn.streams.operators.joining import joint
@@ -79,6 +80,7 @@ __all__ = [
     "rebuild",
     "recurring",
     "river_source",
+    "single_task",
     "table_source",
     "task_free",
     "task_incremental",
@@ -127,6 +129,7 @@ _HOME = {
     "rebuild": "catalogue",
     "recurring": "operators.ordering",
     "river_source": "sources.river_data",
+    "single_task": "operators.alone",
     "table_source": "sources.tables",
     "task_free": "operators.cutting",
     "task_incremental": "protocols.incremental",

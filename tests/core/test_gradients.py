@@ -28,8 +28,12 @@ def test_the_gramian_holds_the_products_of_rows() -> None:
 
 def test_weights_by_name_or_a_vector_become_a_vector() -> None:
     for answer in ({"a": 0.5, "b": 1.0}, {"b": torch.tensor(1.0), "a": 0.5}, torch.tensor([7.0, 8.0, 6.0, 0.0])):
-        assert rows().combine(answer).tolist() == [7.0, 8.0, 6.0, 0.0]
-    assert rows().combine({"b": 1.0}).tolist() == [6.0, 6.0, 6.0, 0.0]
+        (found,) = rows().combine(answer)
+        assert found.tolist() == [7.0, 8.0, 6.0, 0.0]
+        pieces = TaskRows(rows().names, rows().matrix.split([1, 3], 1)).combine(answer)
+        assert [piece.tolist() for piece in pieces] == [[7.0], [8.0, 6.0, 0.0]]
+    (found,) = rows().combine({"b": 1.0})
+    assert found.tolist() == [6.0, 6.0, 6.0, 0.0]
 
 
 def test_strange_answers_are_refused() -> None:

@@ -4,31 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-from torchjd.aggregation import MGDAWeighting
-
 from streamlearn.core.plugin import Plugin, PluginInfo, hookimpl
+from streamlearn.core.solvers import min_norm_weights
 
 if TYPE_CHECKING:
     from streamlearn.core.gradients import TaskRows
     from streamlearn.core.step import Step
 
-__all__ = ["MGDA", "min_norm_weights"]
-
-
-def min_norm_weights(gramian: Tensor) -> Tensor:
-    """The weights α ≥ 0, Σ α_k = 1, that minimise ‖Σ_k α_k g_k‖², ``(rows,)``: Frank-Wolfe with exact line search.
-
-    Args:
-        gramian: G with G_ij = g_i · g_j, ``(rows, rows)``.
-
-    Example:
-        >>> import torch
-        >>> min_norm_weights(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
-        tensor([0.7500, 0.2500], dtype=torch.float64)
-    """
-    weights: Tensor = MGDAWeighting(epsilon=1e-5, max_iters=250)(gramian.cpu().double())
-    return weights
+__all__ = ["MGDA"]
 
 
 class MGDA(Plugin):
@@ -48,9 +31,9 @@ class MGDA(Plugin):
     a step lasts.
 
     Reference: Désidéri, Multiple-gradient descent algorithm (MGDA) for multiobjective optimization, Comptes Rendus Mathématique 350,
-    2012; Sener & Koltun, Multi-task learning as multi-objective optimization, NeurIPS 2018. Deviation: gradients are not normalised,
-    which the authors' code offers. The solver is TorchJD's, with the limits of that code: exact for two rows; with more it stops after
-    250 iterations, or when one moves the weights by less than 1e-5, and ‖g‖² is within some per cent of the least.
+    2012; Sener & Koltun, Multi-task learning as multi-objective optimization, NeurIPS 2018. Deviations: gradients are not normalised,
+    which the authors' code offers. α is exact for any number of rows: it is found as a problem of least squares, where the paper and
+    TorchJD take steps of Frank and Wolfe and stop some per cent above the least ‖g‖² when there are more than two.
 
     Example:
         >>> from streamlearn.plugins import MGDA

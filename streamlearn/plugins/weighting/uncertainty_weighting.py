@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from streamlearn.core.optimization import Trainable
 from streamlearn.core.plugin import Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
-from streamlearn.errors import TrainingError
+from streamlearn.core.task_weights import learned_number, learned_numbers
 
 if TYPE_CHECKING:
+    from streamlearn.core.optimization import Trainable
     from streamlearn.core.run import Run
     from streamlearn.core.step import Step
 
-__all__ = ["LogVariance", "UncertaintyWeighting", "uncertainty_weighted"]
+__all__ = ["UncertaintyWeighting", "uncertainty_weighted"]
 
 
 def uncertainty_weighted(losses: Mapping[str, Tensor], log_variances: Mapping[str, Tensor]) -> Tensor:
@@ -34,18 +34,6 @@ def uncertainty_weighted(losses: Mapping[str, Tensor], log_variances: Mapping[st
     """
     parts = [0.5 * torch.exp(-log_variances[row]) * loss + 0.5 * log_variances[row] for row, loss in losses.items()]
     return sum(parts[1:], parts[0])
-
-
-class LogVariance(nn.Module):
-    """One number to be learned, the logarithm of a variance; called without arguments it answers with it."""
-
-    def __init__(self, initial: float, like: Tensor | None = None) -> None:
-        super().__init__()
-        self.value = nn.Parameter(torch.tensor(float(initial), dtype=None if like is None else like.dtype))
-
-    def forward(self) -> Tensor:
-        """The log-variance, ``()``."""
-        return self.value
 
 
 class UncertaintyWeighting(Plugin):
@@ -98,32 +86,9 @@ class UncertaintyWeighting(Plugin):
     @hookimpl
     def collect_modules(self, run: Run) -> dict[str, Trainable]:
         """One log-variance for every task met so far."""
-        like = next((p for p in run.model.parameters() if p.is_floating_point()), None)
-        initial = run.value(self, "initial")
-        return {_key(task): Trainable(LogVariance(initial, like), learning_rate=self.config.learning_rate) for task in run.tasks}
+        return learned_numbers(run, run.value(self, "initial"), self.config.learning_rate)
 
     @hookimpl
     def provide_weighting(self, losses: Mapping[str, Tensor], step: Step) -> Tensor:
         """s(L)."""
-        return uncertainty_weighted(losses, {row: step.module(f"{self.name}/{_key(_task_of(row, step))}")() for row in losses})
-
-
-def _key(task: str) -> str:
-    # a dot would end the module's name within a parameter's name
-    return task.replace(".", "\N{ONE DOT LEADER}")
-
-
-def _task_of(row: str, step: Step) -> str:
-    """The task to which ``row`` belongs: by its name, or by its supervision."""
-    tasks = step.run.tasks
-    if row in tasks:
-        return row
-    found = [task for task in tasks if row.startswith((f"{task}@", f"{task}/"))]
-    if not found:
-        found = [record.task for record in step.supervision if record.row == row]
-    if not found:
-        raise TrainingError(
-            f"uncertainty weighting met the row {row!r}, which belongs to none of the tasks {', '.join(tasks)}: name it after its task, "
-            f"as in '<task>@<domain>' or '<task>/<what>'"
-        )
-    return max(found, key=len)
+        return uncertainty_weighted(losses, {row: learned_number(row, step, self.name) for row in losses})

@@ -14,6 +14,7 @@ from streamlearn.streams.partition import permutation
 from streamlearn.streams.protocols.columns import Pool, columns_pool, has_columns
 from streamlearn.streams.protocols.overlaid import overlaid
 from streamlearn.streams.protocols.several import checked_names, dtype_of_inputs, listed, naming, told_together
+from streamlearn.streams.sources.named import canonical_name, named_source, parts_of
 from streamlearn.streams.stream import Stream
 from streamlearn.streams.transforms import Resize
 
@@ -53,7 +54,8 @@ def multitask(
       same proportion from all rows that miss the same labels.
     - *A list of sources*: a task for each, named after it (``"data/i"`` if source i has no name), and each row is asked on the task of
       its own source only. Sizes may differ. Each is classification or regression, as for `data_incremental`; images of another size than
-      the first source's, with as many channels, are brought to its size (`Resize`).
+      the first source's, with as many channels, are brought to its size (`Resize`). The name of a source that consists of several, such
+      as ``"school"``, stands for the list of them.
     - *One source of single-channel images with one target column*: MultiMNIST. Row i of the stream is the pixelwise maximum of two rows of
       the source, one at the upper left of a canvas wider by ``shift`` pixels, one at its lower right, and the tasks ``"left"`` and
       ``"right"`` ask which class is where. Training pairs come from training rows, test pairs from test rows.
@@ -102,7 +104,8 @@ def multitask(
         raise DataError(f"validation is {validation!r}: give a fraction in [0, 1)")
     if not 0 < real_number(test_fraction) < 1:
         raise DataError(f"test_fraction is {test_fraction!r}: give a number between 0 and 1, or the test rows themselves as test=")
-    several = listed(source)
+    parts = parts_of(source) if isinstance(source, str) else ()
+    several = list[object](parts) if parts else listed(source)
     if several is None and not has_columns(source):
         left, right = ("left", "right") if tasks is None else checked_names(tasks, 2, "tasks", "side")
         found = resolve(cast("Any", source), cast("Any", test), test_fraction, seed)  # neither several nor one with columns
@@ -114,6 +117,8 @@ def multitask(
         pool = columns_pool(source, test, test_fraction, seed, tasks)
     else:
         pool = _sources_pool(several, test, test_fraction, seed, tasks)
+    if parts and isinstance(source, str):
+        pool = replace(pool, name=named_source(source)[0].name, described={**pool.described, "source": canonical_name(source)})
     return _spread(pool, experiences, float(validation), seed, {} if tasks is None else {"tasks": list(tasks)})
 
 

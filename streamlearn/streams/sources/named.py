@@ -14,16 +14,18 @@ from streamlearn.errors import ConfigurationError, UnknownNameError
 from streamlearn.options import parse
 from streamlearn.streams.data import Source
 
-__all__ = ["NAMES", "canonical_name", "named_source"]
+__all__ = ["NAMES", "canonical_name", "named_source", "parts_of"]
 
 NAMES: dict[str, str] = {
     "breast-cancer": "bundled:breast_cancer",
+    "camvid": "camvid:camvid",
     "cifar-10": "cifar:cifar_10",
     "cifar-100": "cifar:cifar_100",
     "clinc150": "text:clinc150",
     "csv": "tables:csv_file",
     "diabetes": "bundled:diabetes",
     "digits": "bundled:digits",
+    "fashion-and-mnist": "overlaid:fashion_and_mnist",
     "fashion-mnist": "vision:fashion_mnist",
     "folder": "folders:folder",
     "gradnorm-toy": "synthetic_tasks:gradnorm_toy",
@@ -35,8 +37,13 @@ NAMES: dict[str, str] = {
     "mmoe-pairs": "synthetic_tasks:mmoe_pairs",
     "mnist": "vision:mnist",
     "moons": "synthetic:moons",
+    "multi-digits": "overlaid:multi_digits",
+    "multi-fashion": "overlaid:multi_fashion",
+    "multi-mnist": "overlaid:multi_mnist",
     "omniglot": "omniglot:omniglot",
     "river": "river_data:river_named",
+    "sarcos": "matlab:sarcos",
+    "school": "matlab:school",
     "sea": "synthetic:sea",
     "svhn": "vision:svhn",
     "text": "text:text_file",
@@ -94,6 +101,19 @@ def named_source(text: str) -> tuple[Source, Source | None]:
     made: tuple[Source, Source | None] = _function(name)(**options)
     _LOADED[key] = state, made  # with the state from before reading: what changes meanwhile is read again
     return made
+
+
+def parts_of(text: str) -> tuple[str, ...]:
+    """The names of the sources of which the one that ``text`` names consists, each with a task of its own; none where it is but one.
+
+    Raises:
+        UnknownNameError, ConfigurationError, DataError: as `named_source`.
+
+    Example:
+        >>> parts_of("digits")
+        ()
+    """
+    return tuple(getattr(named_source(text)[0], "parts", ()))
 
 
 def _state(options: Mapping[str, Any]) -> object:

@@ -37,7 +37,7 @@ def moons(rows: int = 1000, noise: float = 0.1, seed: int = 0) -> tuple[TensorSo
         >>> moons(rows=4)[0].targets["y"]
         tensor([0, 1, 0, 1])
     """
-    wholenumber(rows, "rows", 2)
+    whole_number(rows, "rows", 2)
     number(noise, "noise", 0)
     t = np.pi * uniform("moons angle", seed, rows)
     y = np.arange(rows) % 2
@@ -73,9 +73,9 @@ def hyperplane(
         >>> hyperplane(rows=500)[0]
         TensorSource('hyperplane', 500 rows of (10,), targets y)
     """
-    wholenumber(rows, "rows", 2)
-    wholenumber(features, "features", 1)
-    if wholenumber(drifting, "drifting", 0) > features:
+    whole_number(rows, "rows", 2)
+    whole_number(features, "features", 1)
+    if whole_number(drifting, "drifting", 0) > features:
         raise DataError(f"drifting is {drifting}, but there are {features} features: give at most as many")
     number(speed, "speed", 0)
     x = uniform("hyperplane x", seed, rows, features)
@@ -109,7 +109,7 @@ def sea(rows: int = 60_000, noise: float = 0.1, seed: int = 0) -> tuple[TensorSo
         >>> sea(rows=400)[0].input_shape
         (3,)
     """
-    wholenumber(rows, "rows", 4)
+    whole_number(rows, "rows", 4)
     x = 10 * uniform("sea x", seed, rows, 3)
     sizes = [len(block) for block in np.array_split(np.arange(rows), len(_SEA_THRESHOLDS))]
     y = x[:, 0] + x[:, 1] > np.repeat(_SEA_THRESHOLDS, sizes)

@@ -32,6 +32,7 @@ from tests.core.support import (
     two_task_stream,
 )
 from tests.integration.conftest import no_drawing  # noqa: F401 - nobody looks at the figures of a run that is stopped and resumed
+from tests.plugins.weighting.observed import drawn_start
 
 
 def log_variances(run: Any, plugin: str = "uncertainty_weighting") -> dict[str, float]:
@@ -63,8 +64,7 @@ def test_the_formula_is_torchjds() -> None:
 def test_a_run_is_a_plain_loop_with_torchjds_uncertainty_weighting() -> None:
     """Weights and log-variances, over two epochs: two tasks on every row, momentum, weight decay on the model alone."""
     stream = two_task_stream(torch.float64)
-    model = models.mlp(stream, (8,)).double()
-    start = {n: v.clone() for n, v in model.state_dict().items()}
+    start = drawn_start(stream)
     spy = Spy()
     uncertainty = UncertaintyWeighting(initial=0.3, learning_rate=0.2)
     result = Engine(lambda: _loaded(stream, start), sgd(), [uncertainty, spy], batch_size=8, epochs=2, seed=4).run(stream)
