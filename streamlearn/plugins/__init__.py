@@ -56,12 +56,18 @@ if TYPE_CHECKING:
     from streamlearn.plugins.scheduling.curriculum import Curriculum
     from streamlearn.plugins.scheduling.temperature_sampling import TemperatureSampling
     from streamlearn.plugins.scheduling.updates_per_batch import UpdatesPerBatch
+    from streamlearn.plugins.sharing.cross_stitch import CrossStitch
     from streamlearn.plugins.sharing.frozen_backbone import FrozenBackbone
     from streamlearn.plugins.sharing.hat import HAT
     from streamlearn.plugins.sharing.mmoe import MMoE
+    from streamlearn.plugins.sharing.mtan import MTAN
     from streamlearn.plugins.sharing.multi_head import MultiHead
     from streamlearn.plugins.sharing.packnet import PackNet
+    from streamlearn.plugins.sharing.pad_net import PADNet
+    from streamlearn.plugins.sharing.ple import PLE
     from streamlearn.plugins.sharing.separate_networks import SeparateNetworks
+    from streamlearn.plugins.sharing.sluice import Sluice
+    from streamlearn.plugins.sharing.task_routing import TaskRouting
     from streamlearn.plugins.tracking.calibration_error import CalibrationError
     from streamlearn.plugins.tracking.csv_tracker import CSVTracker
     from streamlearn.plugins.weighting.constant_weighting import ConstantWeighting
@@ -92,7 +98,9 @@ __all__ = [
     "MGDA",
     "MGDAUB",
     "MIR",
+    "MTAN",
     "OGD",
+    "PLE",
     "RLW",
     "SAM",
     "SI",
@@ -106,6 +114,7 @@ __all__ = [
     "CalibrationError",
     "Clipping",
     "ConstantWeighting",
+    "CrossStitch",
     "Curriculum",
     "ExperienceWeighting",
     "FeatureDistillation",
@@ -127,12 +136,15 @@ __all__ = [
     "MultiTeacher",
     "NashMTL",
     "NearestClassMean",
+    "PADNet",
     "PCGrad",
     "PackNet",
     "RanPAC",
     "Replay",
     "Reptile",
     "SeparateNetworks",
+    "Sluice",
+    "TaskRouting",
     "TemperatureSampling",
     "Tent",
     "UPGrad",
@@ -160,7 +172,9 @@ _HOME = {
     "MGDA": "gradients.mgda",
     "MGDAUB": "gradients.mgda_ub",
     "MIR": "replay.mir",
+    "MTAN": "sharing.mtan",
     "OGD": "gradients.ogd",
+    "PLE": "sharing.ple",
     "RLW": "weighting.rlw",
     "SAM": "regularization.sam",
     "SI": "regularization.si",
@@ -174,6 +188,7 @@ _HOME = {
     "CalibrationError": "tracking.calibration_error",
     "Clipping": "gradients.clipping",
     "ConstantWeighting": "weighting.constant_weighting",
+    "CrossStitch": "sharing.cross_stitch",
     "Curriculum": "scheduling.curriculum",
     "ExperienceWeighting": "replay.experience_weighting",
     "FeatureDistillation": "distillation.feature_distillation",
@@ -195,12 +210,15 @@ _HOME = {
     "MultiTeacher": "distillation.multi_teacher",
     "NashMTL": "gradients.nash_mtl",
     "NearestClassMean": "replay.nearest_class_mean",
+    "PADNet": "sharing.pad_net",
     "PCGrad": "gradients.pcgrad",
     "PackNet": "sharing.packnet",
     "RanPAC": "replay.ranpac",
     "Replay": "replay.replay",
     "Reptile": "meta.reptile",
     "SeparateNetworks": "sharing.separate_networks",
+    "Sluice": "sharing.sluice",
+    "TaskRouting": "sharing.task_routing",
     "TemperatureSampling": "scheduling.temperature_sampling",
     "Tent": "adaptation.tent",
     "UPGrad": "gradients.upgrad",

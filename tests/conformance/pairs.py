@@ -89,6 +89,7 @@ def teacher(size: int) -> nn.Module:
 
 
 SPECIAL: Mapping[str, Callable[[Path, str], Mapping[str, Any]]] = {
+    "constant_weighting": lambda folder, kind: {"weights": {KINDS[kind][0].name: 3.0}},
     "csv_tracker": lambda folder, kind: {"path": folder / "run.csv"},
     "multi_teacher": lambda folder, kind: {"teachers": {task.name: teacher(task.size) for task in KINDS[kind]}},
     "agem": lambda folder, kind: {"capacity": 12},

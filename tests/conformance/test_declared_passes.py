@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mode
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from streamlearn import Engine
 from streamlearn.models import Model
+from streamlearn.models.parts import PartedModel
 from tests.conformance import pairs
 from tests.core.support import probe, sgd
 
@@ -24,13 +26,16 @@ OTHERWISE = {
 
 @pytest.mark.parametrize("name", pairs.names())
 def test_a_step_takes_the_passes_that_were_declared(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode, counts = Model.encode, dict[int, int]()
+    counts: dict[int, int] = {}
     own: list[int] = []
     teachers: list[int] = []
 
-    def counted(model: Model, x: torch.Tensor) -> torch.Tensor:
-        counts[id(model)] = counts.get(id(model), 0) + 1
-        return encode(model, x)
+    def counting(encode: Callable[[Model, torch.Tensor], torch.Tensor]) -> Callable[[Model, torch.Tensor], torch.Tensor]:
+        def counted(model: Model, x: torch.Tensor) -> torch.Tensor:
+            counts[id(model)] = counts.get(id(model), 0) + 1
+            return encode(model, x)
+
+        return counted
 
     def after(step: Any) -> None:
         if step.run.clock.experience == 1:  # with a memory, a previous model, and labels
@@ -38,7 +43,8 @@ def test_a_step_takes_the_passes_that_were_declared(name: str, tmp_path: Path, m
             teachers.append(sum(counts.values()))
         counts.clear()
 
-    monkeypatch.setattr(Model, "encode", counted)
+    for model_class in (Model, PartedModel):
+        monkeypatch.setattr(model_class, "encode", counting(model_class.encode))
     kind = pairs.kind_for((name,))
     plugins = [pairs.plugin_of(one, tmp_path, kind) for one in pairs.with_needed((name,))]
     watch = probe("watch", before_epoch=lambda run: counts.clear(), after_step=after)

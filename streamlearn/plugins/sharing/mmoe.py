@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import TYPE_CHECKING
 
@@ -12,13 +11,12 @@ from torch import Tensor, nn
 
 from streamlearn.core.plugin import Plugin, PluginConfig, PluginInfo, hookimpl
 from streamlearn.core.randomness import subseed
-from streamlearn.errors import ConfigurationError
 from streamlearn.models import Heads, Model
-from streamlearn.models.initialization import reinitialize
+from streamlearn.models.parts import PartedHeads, copied, require_heads
+from streamlearn.models.stages import staged
 
 if TYPE_CHECKING:
     from streamlearn.core.run import Run
-    from streamlearn.streams import Task
 
 __all__ = ["MMoE", "mix"]
 
@@ -94,20 +92,11 @@ class MMoE(Plugin):
     @hookimpl
     def transform_model(self, model: Model, run: Run) -> Model:
         """Put experts in place of the encoder, and a gate beside each head."""
-        if type(model) is not Model or type(model.heads) is not Heads:
-            what = "a plain module" if model.is_plain else f"{type(model).__name__} with {type(model.heads).__name__}"
-            raise ConfigurationError(
-                f"mmoe needs a Model with a linear head for each task, but the model is {what}: take one of streamlearn.models, "
-                "or list MultiHead() before it"
-            )
-        _check_width(model.encoder, model.heads.features, run.stream.input_shape)
-        encoders = [model.encoder]
-        for number in range(1, self.config.experts):
-            encoder = copy.deepcopy(model.encoder)
-            if self.config.redraw:
-                reinitialize(encoder, subseed(run.seed, "experts", number))
-            encoders.append(encoder)
-        return _MixedModel(_Experts(encoders), _GatedHeads(model.heads, len(encoders), math.prod(run.stream.input_shape)))
+        heads = require_heads(self.name, model)
+        staged(self.name, model.encoder, heads.features, run.stream.input_shape)
+        seeds = [subseed(run.seed, "experts", number) if self.config.redraw else None for number in range(1, self.config.experts)]
+        encoders = [model.encoder, *[copied(model.encoder, seed) for seed in seeds]]
+        return _MixedModel(_Experts(encoders), _GatedHeads(heads, len(encoders), math.prod(run.stream.input_shape)))
 
 
 class _Experts(nn.ModuleList):
@@ -117,43 +106,28 @@ class _Experts(nn.ModuleList):
         return torch.cat([expert(x) for expert in self], 1)
 
 
-class _GatedHeads(Heads):
+class _GatedHeads(PartedHeads):
     """A gate and a head for each task, on the outputs of the experts followed by the flattened input.
 
     Gates run here and not in the encoder, so that the gate of a task that nobody asks about has no gradient at all.
     """
 
     def __init__(self, heads: Heads, experts: int, inputs: int) -> None:
-        super().__init__(heads.features)
+        super().__init__(heads)
         self.experts, self.inputs = experts, inputs
-        self.by_task = heads.by_task
         self.gates = nn.ModuleDict()
-        self._keys: dict[str, str] = {}
-        self._complete()
+        self.complete()
 
-    def _complete(self) -> None:
-        """A gate for each head that has none yet."""
-        for task, (key, head) in zip(self.sizes(), self.by_task.items(), strict=True):
-            self._keys[task] = key
-            if key not in self.gates:
-                like = next(head.parameters())
-                self.gates[key] = nn.Linear(self.inputs, self.experts, bias=False).to(like)
-
-    def grow(self, task: Task) -> bool:
-        """Make room for ``task``; whether anything changed."""
-        changed = super().grow(task)
-        self._complete()
-        return changed
+    def add(self, task: str, key: str, like: Tensor) -> None:
+        """A gate for ``task``."""
+        self.gates[key] = nn.Linear(self.inputs, self.experts, bias=False).to(like)
 
     def forward(self, features: Tensor, task: str) -> Tensor:
         """The outputs for ``task``, ``(rows, size)``."""
-        width = self.experts * self.features
+        gate, width = self.gates[self.key_of(task)], self.experts * self.features
         experts = features[:, :width].reshape(-1, self.experts, self.features)
-        if task not in self._keys:
-            return super().forward(experts[:, 0], task)  # says which tasks there are
         # the input is no parameter's doing: cut off, it adds nothing to gradients that are taken at the features
-        scores = self.gates[self._keys[task]](features[:, width:].detach())
-        return super().forward(mix(experts, scores), task)
+        return super().forward(mix(experts, gate(features[:, width:].detach())), task)
 
 
 class _MixedModel(Model):
@@ -162,20 +136,3 @@ class _MixedModel(Model):
     def encode(self, x: Tensor) -> Tensor:
         experts = super().encode(x)
         return torch.cat([experts, x.flatten(1).to(experts.dtype)], 1)
-
-
-def _check_width(encoder: nn.Module, width: int, input_shape: tuple[int, ...]) -> None:
-    """Pass one input of zeros through the encoder: it must give what the heads take."""
-    training = {module: module.training for module in encoder.modules()}
-    try:
-        with torch.no_grad():
-            shape: object = tuple(encoder.eval()(torch.zeros(1, *input_shape)).shape)
-    except RuntimeError as error:
-        shape = str(error).splitlines()[0]
-    for module, mode in training.items():
-        module.training = mode
-    if shape != (1, width):
-        raise ConfigurationError(
-            f"mmoe: for one input of shape {input_shape} the encoder gives {shape} and not (1, {width}), which the heads take: "
-            "end it with nn.Flatten(), or make the heads as wide as it is"
-        )
