@@ -68,6 +68,7 @@ OPERATORS = [
     Entry("class_incremental:source=digits | label_policy:policy=delayed,steps=1"),
     Entry("class_incremental:source=digits | augmented:crop=1,flip=true"),
     Entry("domain_incremental:source=digits,experiences=3 | online:rows=100 | task_free"),
+    Entry("multitask:source=digits | single_task:task=left"),
 ]
 
 
