@@ -66,8 +66,10 @@ class Conflicts:
             cosines = torch.where(known, gramians / torch.where(known, products, 1.0), 0.0).clamp(-1, 1)
             places = self._places(names)
             self._updates += len(gramians)
-            self._lengths[:, places] += torch.stack([lengths, torch.ones_like(lengths)]).sum(1)
-            self._pairs[:, places.unsqueeze(1), places] += torch.stack([cosines, (cosines < 0).double(), known.double()]).sum(1)
+            self._lengths[:, places] = _added_in_order(self._lengths[:, places], torch.stack([lengths, torch.ones_like(lengths)]))
+            parts = torch.stack([cosines, (cosines < 0).double(), known.double()])
+            where = (slice(None), places.unsqueeze(1), places)
+            self._pairs[where] = _added_in_order(self._pairs[where], parts)
 
     def _places(self, names: tuple[str, ...]) -> Tensor:
         fresh = [name for name in names if name not in self._names]
@@ -115,6 +117,11 @@ class Conflicts:
         self._met, self._updates, self._names = [], int(state["updates"]), list(state["names"])
         self._lengths = torch.tensor(state["lengths"], dtype=torch.float64).view(2, count)
         self._pairs = torch.tensor(state["pairs"], dtype=torch.float64).view(3, count, count)
+
+
+def _added_in_order(sums: Tensor, parts: Tensor) -> Tensor:
+    """``sums`` plus ``parts`` ``(kinds, steps, ...)``, step after step: when it is done must not change a bit, or a resume would."""
+    return torch.cat([sums.unsqueeze(1), parts], 1).cumsum(1)[:, -1]
 
 
 def _divergence(guilty: Sequence[str], run: Run) -> DivergenceError:
