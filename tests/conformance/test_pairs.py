@@ -5,7 +5,7 @@ import torch
 
 from tests.conformance.pairs import WANTS, names, outcome, pairs, plain
 
-SILENT = {"multi_head": "the network has heads by task already"}
+SILENT = {"multi_head": "the network has heads by task already", "dwa": "weighs alike before a task has had two epochs"}
 """Plugins that do nothing on this stream, and why."""
 
 

@@ -149,7 +149,7 @@ class HAT(Plugin):
         provides=frozenset({"sharing!"}),
         conflicts=frozenset(
             {"replay", "joint", "gdumb", "ema", "packnet", "bic"}  # rows of earlier tasks, or other ideas of what moves
-            | {"nearest_class_mean", "slda", "ranpac", "feature_distillation", "dann", "coral", "mgda_ub"}  # they read features
+            | {"nearest_class_mean", "slda", "ranpac", "feature_distillation", "dann", "coral", "mgda_ub", "graddrop"}  # they read features
         ),
         after=frozenset({"multi_head"}),
         before=frozenset({"clipping"}),

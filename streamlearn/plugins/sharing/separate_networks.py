@@ -72,7 +72,18 @@ class SeparateNetworks(Plugin):
         reference="van de Ven et al. 2022, Nature Machine Intelligence 4:1185, 'separate networks'; Lopez-Paz & Ranzato 2017, NeurIPS",
         provides=frozenset({"sharing!"}),
         conflicts=frozenset(  # they read features, or act on the one encoder
-            {"nearest_class_mean", "slda", "ranpac", "feature_distillation", "dann", "coral", "mgda_ub", "packnet", "frozen_backbone"}
+            {
+                "nearest_class_mean",
+                "slda",
+                "ranpac",
+                "feature_distillation",
+                "dann",
+                "coral",
+                "mgda_ub",
+                "graddrop",
+                "packnet",
+                "frozen_backbone",
+            }
         ),
         after=frozenset({"multi_head"}),
         before=frozenset({"bic", "clipping"}),

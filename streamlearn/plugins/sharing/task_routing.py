@@ -85,7 +85,7 @@ class TaskRouting(Plugin):
         reference="Strezoski et al. 2019, ICCV, section 3",
         provides=frozenset({"sharing!"}),
         conflicts=frozenset(  # they read features
-            {"nearest_class_mean", "slda", "ranpac", "feature_distillation", "dann", "coral", "mgda_ub"}
+            {"nearest_class_mean", "slda", "ranpac", "feature_distillation", "dann", "coral", "mgda_ub", "graddrop"}
         ),
         after=frozenset({"multi_head"}),
         before=frozenset({"bic"}),
