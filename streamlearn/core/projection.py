@@ -8,20 +8,21 @@ so it is the ∇P of this step wherever the objective is evaluated (SAM, MAML) a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from streamlearn.core.gradients import named_gradients
+from streamlearn.core.plugin import Plugin, hookimpl
 from streamlearn.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from streamlearn.core.objective import Objective
-    from streamlearn.core.plugin import Plugin
     from streamlearn.core.view import Step
 
-__all__ = ["Projects", "TermGradients", "project_losses"]
+__all__ = ["LossProjection", "Projects", "TermGradients", "project_losses"]
 
 Projects = Literal["total", "losses"]
 
@@ -66,6 +67,29 @@ class TermGradients:
         """∇P, which is forgotten by this."""
         found, self._found = self._found, {}
         return found
+
+
+class LossProjection(Plugin):
+    """What plugins share that project the gradient of the losses with or without that of the terms, as ``config.projects`` says.
+
+    They call ``self.terms.take()`` where they project.
+    """
+
+    @cached_property
+    def terms(self) -> TermGradients:
+        """∇P of the step in progress."""
+        return TermGradients(self)
+
+    @hookimpl
+    def before_step(self, step: Step) -> None:
+        """A new step has terms of its own."""
+        self.terms.begin(step)
+
+    @hookimpl
+    def around_objective(self, objective: Callable[[Step], Objective], step: Step) -> Objective:
+        """Keep the gradient of the terms, if the losses are projected without them."""
+        found = objective(step)
+        return self.terms.add(found, step) if self.config.projects == "losses" else found
 
 
 def project_losses(

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from streamlearn.core.plugin import Passes, Plugin, PluginInfo, hookimpl
-from streamlearn.core.projection import Projects, TermGradients, project_losses
+from streamlearn.core.plugin import Passes, PluginInfo, hookimpl
+from streamlearn.core.projection import LossProjection, Projects, project_losses
 from streamlearn.core.remembering import MemoryOptions, brought, open_memory, remember
 
 if TYPE_CHECKING:
-    from streamlearn.core.objective import Objective
     from streamlearn.core.run import Run
     from streamlearn.core.step import Step
     from streamlearn.streams import Experience
@@ -48,7 +46,7 @@ def projected(gradients: Mapping[str, Tensor], reference: Mapping[str, Tensor]) 
     return {name: torch.add(g, reference[name], alpha=-product / square) if name in reference else g for name, g in gradients.items()}
 
 
-class AGEM(Plugin):
+class AGEM(LossProjection):
     r"""Averaged gradient episodic memory.
 
     .. math:: \tilde g = g - \frac{g^\top g_{ref}}{g_{ref}^\top g_{ref}}\, g_{ref} \quad\text{if } g^\top g_{ref} < 0,
@@ -106,25 +104,10 @@ class AGEM(Plugin):
         rows: int | None = Field(None, ge=1)
         projects: Projects = "total"
 
-    @cached_property
-    def _terms(self) -> TermGradients:
-        return TermGradients(self)
-
-    @hookimpl
-    def before_step(self, step: Step) -> None:
-        """A new step has terms of its own."""
-        self._terms.begin(step)
-
-    @hookimpl
-    def around_objective(self, objective: Callable[[Step], Objective], step: Step) -> Objective:
-        """Keep the gradient of the terms, if the losses are projected without them."""
-        found = objective(step)
-        return self._terms.add(found, step) if self.config.projects == "losses" else found
-
     @hookimpl
     def transform_gradients(self, gradients: Mapping[str, Tensor], step: Step) -> Mapping[str, Tensor]:
         """Project, once there is something to remember."""
-        run, terms = step.run, self._terms.take()
+        run, terms = step.run, self.terms.take()
         open_memory(run, self)
         drawn = step.draw(self.config.memory, self.config.rows or max(1, brought(step.batch)), purpose="reference")
         if drawn is None:

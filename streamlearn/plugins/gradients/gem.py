@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -11,12 +10,11 @@ from pydantic import Field
 from scipy.optimize import nnls
 from torch import Tensor
 
-from streamlearn.core.plugin import Passes, Plugin, PluginInfo, Tunable, hookimpl
-from streamlearn.core.projection import Projects, TermGradients, project_losses
+from streamlearn.core.plugin import Passes, PluginInfo, Tunable, hookimpl
+from streamlearn.core.projection import LossProjection, Projects, project_losses
 from streamlearn.core.remembering import MemoryOptions, open_memory, remember
 
 if TYPE_CHECKING:
-    from streamlearn.core.objective import Objective
     from streamlearn.core.run import Run
     from streamlearn.core.step import Step
     from streamlearn.streams import Experience
@@ -118,7 +116,7 @@ def _triangle(gradients: Mapping[str, Tensor], references: Sequence[Mapping[str,
     return found
 
 
-class GEM(Plugin):
+class GEM(LossProjection):
     r"""Gradient episodic memory.
 
     .. math:: \tilde g = \arg\min_z \tfrac12 \|g - z\|_2^2 \;\text{ subject to }\; g_k^\top z \ge 0 \text{ for all } k, \qquad
@@ -188,25 +186,10 @@ class GEM(Plugin):
         margin_as: Margin = "bound"
         projects: Projects = "total"
 
-    @cached_property
-    def _terms(self) -> TermGradients:
-        return TermGradients(self)
-
-    @hookimpl
-    def before_step(self, step: Step) -> None:
-        """A new step has terms of its own."""
-        self._terms.begin(step)
-
-    @hookimpl
-    def around_objective(self, objective: Callable[[Step], Objective], step: Step) -> Objective:
-        """Keep the gradient of the terms, if the losses are projected without them."""
-        found = objective(step)
-        return self._terms.add(found, step) if self.config.projects == "losses" else found
-
     @hookimpl
     def transform_gradients(self, gradients: Mapping[str, Tensor], step: Step) -> Mapping[str, Tensor]:
         """Project, once there is something to remember."""
-        terms = self._terms.take()
+        terms = self.terms.take()
         references = self._references(step)
         if not references:
             return gradients
