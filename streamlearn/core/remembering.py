@@ -94,7 +94,7 @@ def remember_batch(
 
 def brought(batch: Batch) -> int:
     """How many rows of ``batch`` come from no memory: two that replay do not replay each other's rows twice over."""
-    return len(batch) - sum(segment.stop - segment.start for segment in batch.segments if segment.role.partition("/")[0] == "memory")
+    return len(batch) - sum(segment.stop - segment.start for segment in batch.segments if segment.is_memory)
 
 
 def herding_order(features: Tensor, count: int) -> Tensor:

@@ -53,6 +53,27 @@ class Supervision:
         """A copy with some fields exchanged."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
+    def take(self, chosen: slice | Tensor, rows: slice | Tensor) -> Supervision:
+        """The comparisons ``chosen`` of it alone, which are those of the rows ``rows`` of the batch."""
+        active = self.active
+        return replace(
+            self,
+            outputs=self.outputs[chosen],
+            target=self.target[chosen],
+            weight=None if self.weight is None else self.weight[chosen],
+            active=active[chosen] if active is not None and active.ndim == 2 else active,
+            rows=rows,
+        )
+
+    def weight_of(self, kind: Tensor) -> float:
+        """The weight of the comparisons for which ``kind``, bool ``(n,)``, is true."""
+        return float(kind.sum() if self.weight is None else self.weight[kind].sum())
+
+    def multiplied(self, kind: Tensor, inside: float, outside: float) -> Supervision:
+        """With the weights multiplied by ``inside`` where ``kind``, bool ``(n,)``, is true, and by ``outside`` elsewhere."""
+        factors = self.outputs.new_full((len(self.target),), outside).masked_fill_(kind, inside)
+        return replace(self, weight=factors if self.weight is None else factors * self.weight)
+
 
 @dataclass(slots=True)
 class RowLosses:

@@ -36,6 +36,11 @@ class Segment(NamedTuple):
         return slice(self.start, self.stop)
 
     @property
+    def is_memory(self) -> bool:
+        """Whether the rows come from a memory: their role is ``"memory"`` or ``"memory/..."``."""
+        return self.role.partition("/")[0] == "memory"
+
+    @property
     def kind(self) -> tuple[str, tuple[str, ...], str, str]:
         """What the rows share."""
         return self.role, self.tasks, self.domain, self.source

@@ -236,20 +236,9 @@ def _added(supervision: tuple[Supervision, ...], column: Tensor, beta: float) ->
 
     A loss is a mean over everything: the inside gets ``beta`` times the weight of the outside, and all of it the scale 1 + ``beta``.
     """
-    inside = [column if record.rows is None else column[record.rows] for record in supervision]
-    mine, others = (
-        sum(_weight(record, kind) for record, kind in zip(supervision, side, strict=True)) for side in (inside, [~k for k in inside])
-    )
+    pairs = [(record, column if record.rows is None else column[record.rows]) for record in supervision]
+    mine, others = sum(r.weight_of(kind) for r, kind in pairs), sum(r.weight_of(~kind) for r, kind in pairs)
     if not mine:
         return supervision
     factor, scale = (beta * others / mine, 1 + beta) if others else (1.0, beta)
-    changed = []
-    for record, kind in zip(supervision, inside, strict=True):
-        factors = record.outputs.new_ones(len(record.target)).masked_fill_(kind, factor)
-        changed.append(record.replace(weight=factors if record.weight is None else factors * record.weight, scale=record.scale * scale))
-    return tuple(changed)
-
-
-def _weight(record: Supervision, kind: Tensor) -> float:
-    """Of the rows that ``kind`` says."""
-    return float(kind.sum() if record.weight is None else record.weight[kind].sum())
+    return tuple(record.multiplied(kind, inside=factor, outside=1.0).replace(scale=record.scale * scale) for record, kind in pairs)

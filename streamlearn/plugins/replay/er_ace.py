@@ -131,31 +131,20 @@ def _split(record: Supervision, batch: Batch) -> Iterator[tuple[bool, Supervisio
         for memory in (False, True):
             chosen = (replayed[record.rows] == memory).nonzero().squeeze(1)
             if len(chosen):
-                yield memory, _part(record, chosen, record.rows[chosen])
+                yield memory, record.take(chosen, record.rows[chosen])
     else:
         first, last, _ = (record.rows or slice(None)).indices(len(batch))
         for memory, start, stop in stretches:
             inside = slice(max(start, first), min(stop, last))
             if inside.start < inside.stop:
-                yield memory, _part(record, slice(inside.start - first, inside.stop - first), inside)
+                yield memory, record.take(slice(inside.start - first, inside.stop - first), inside)
 
 
 def _stretches(batch: Batch) -> list[tuple[bool, int, int]]:
     """(whether they are memory rows, start, stop), neighbours of one sort joined."""
     found: list[tuple[bool, int, int]] = []
     for segment in batch.segments:
-        memory = segment.role.partition("/")[0] == "memory"
+        memory = segment.is_memory
         start = found.pop()[1] if found and found[-1][0] == memory else segment.start
         found.append((memory, start, segment.stop))
     return found
-
-
-def _part(record: Supervision, chosen: slice | Tensor, rows: slice | Tensor) -> Supervision:
-    active = record.active
-    return record.replace(
-        outputs=record.outputs[chosen],
-        target=record.target[chosen],
-        weight=None if record.weight is None else record.weight[chosen],
-        active=active[chosen] if active is not None and active.ndim == 2 else active,
-        rows=rows,
-    )

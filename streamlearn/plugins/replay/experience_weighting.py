@@ -76,26 +76,17 @@ class ExperienceWeighting(Plugin):
         replayed = _memory_rows(step.batch)
         if replayed is None:
             return supervision
-        weights = [_weight(record) for record in supervision]
-        kinds = [replayed if record.rows is None else replayed[record.rows] for record in supervision]
-        total = sum(float(weight.sum()) for weight in weights)
-        memory = sum(float(weight[kind].sum()) for weight, kind in zip(weights, kinds, strict=True))
-        if not 0 < memory < total:
+        pairs = [(record, replayed if record.rows is None else replayed[record.rows]) for record in supervision]
+        memory, incoming = sum(r.weight_of(kind) for r, kind in pairs), sum(r.weight_of(~kind) for r, kind in pairs)
+        if not memory > 0 or not incoming > 0:
             return supervision  # rows of one kind have labels
-        incoming, old = mixing_factors(total - memory, memory, step.run.clock.experience + 1)
-        return tuple(
-            record.replace(weight=torch.where(kind, weight * old, weight * incoming))
-            for record, weight, kind in zip(supervision, weights, kinds, strict=True)
-        )
-
-
-def _weight(record: Supervision) -> Tensor:
-    return record.outputs.new_ones(len(record.target)) if record.weight is None else record.weight
+        new, old = mixing_factors(incoming, memory, step.run.clock.experience + 1)
+        return tuple(record.multiplied(kind, inside=old, outside=new) for record, kind in pairs)
 
 
 def _memory_rows(batch: Batch) -> Tensor | None:
     """Which rows come from a memory, as a bool column; ``None`` when none does."""
-    found = [segment for segment in batch.segments if segment.role.partition("/")[0] == "memory"]
+    found = [segment for segment in batch.segments if segment.is_memory]
     if not found:
         return None
     column = torch.zeros(len(batch), dtype=torch.bool, device=batch.x.device)

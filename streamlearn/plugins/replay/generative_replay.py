@@ -47,14 +47,7 @@ def softened(record: Supervision, size: int, generated: StoredColumn, temperatur
     for chosen, soft in ((~inside, False), (inside, True)):
         if not bool(chosen.any()):
             continue
-        active = record.active
-        part = record.replace(
-            outputs=record.outputs[chosen],
-            target=record.target[chosen],
-            weight=None if record.weight is None else record.weight[chosen],
-            active=active[chosen] if active is not None and active.ndim == 2 else active,
-            rows=rows[chosen],
-        )
+        part = record.take(chosen, rows[chosen])
         if soft:
             found = generated.values[rows[chosen] - generated.rows.start].to(part.outputs)
             wide = pad(found, (0, part.outputs.shape[1] - found.shape[1]))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from streamlearn.core.plugin import Plugin, PluginInfo, hookimpl
-from streamlearn.core.remembering import MemoryOptions, brought, open_memory, remember
+from streamlearn.core.remembering import MemoryOptions, brought, open_memory, remember, remember_batch
 
 if TYPE_CHECKING:
     from streamlearn.core.run import Run
@@ -79,13 +79,8 @@ class Replay(Plugin):
     @hookimpl
     def after_step(self, step: Step) -> None:
         """Offer the incoming rows as they come."""
-        run = step.run
-        if self.config.fill == "step" and run.clock.epoch == 0 and run.phase is not None and run.phase.name == "main":
-            memory = open_memory(run, self)
-            place = (run.clock.experience, run.clock.batch)  # a batch may make several updates
-            if memory.owner in (None, self.name) and place != self._offered:
-                memory.owner, self._offered = self.name, place
-                run.offer(memory, step.batch)
+        if self.config.fill == "step":
+            self._offered = remember_batch(step.run, self, step.batch, self._offered)
 
     @hookimpl
     def after_experience(self, experience: Experience, run: Run) -> None:
