@@ -68,7 +68,7 @@ class TaskRows:
         unknown = sorted(set(answer) - set(self.names))
         if unknown:
             raise TrainingError(f"a combiner gave weights for rows {', '.join(unknown)}, but the rows are {', '.join(self.names)}")
-        weights = torch.stack([torch.as_tensor(answer.get(name, 0.0)).detach().to(self.pieces[0]) for name in self.names])
+        weights = self.pieces[0].new_tensor([float(answer.get(name, 0.0)) for name in self.names])
         return tuple(weights @ piece for piece in self.pieces)
 
 
@@ -181,13 +181,6 @@ class Combination:
         """By what is shared, the gradients of all rows, ``(rows, its size)``."""
         pieces = []
         for key, like in wanted.items():
-            piece = like.new_zeros(len(self._rows), like.numel()) if any(key not in row for row in self._rows.values()) else None
-            found = [row[key].flatten() if key in row else None for row in self._rows.values()]
-            if piece is None:
-                pieces.append(torch.stack([value for value in found if value is not None]))
-                continue
-            for number, value in enumerate(found):
-                if value is not None:
-                    piece[number] = value
-            pieces.append(piece)
+            nothing = like.new_zeros(like.numel())
+            pieces.append(torch.stack([row[key].flatten() if key in row else nothing for row in self._rows.values()]))
         return pieces
