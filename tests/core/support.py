@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from streamlearn import Engine, Plugin, PluginInfo
+from streamlearn.core.checkpoint import latest_checkpoint, read_checkpoint
 from streamlearn.core.hooks import HOOKS
 from streamlearn.core.plugin import hookimpl
 from streamlearn.streams import EvaluationSet, Experience, Stream, Task
@@ -184,3 +187,18 @@ def stop_at(update: int, event: str = "step") -> Callable[[str, Any], None]:
             raise Stop
 
     return progress
+
+
+def stopped_or_straight(
+    engine: Callable[..., Engine], stream: Callable[[], Stream], folder: Path, stop: int | None = None
+) -> tuple[dict[str, Any], str]:
+    """The last checkpoint, without its times, and the log of a run that goes through, or is stopped after update ``stop`` and resumed."""
+    if stop is None:
+        engine().run(stream(), output=folder)
+    else:
+        with pytest.raises(Stop):
+            engine(progress=stop_at(stop)).run(stream(), output=folder)
+        engine().resume(folder, stream())
+    state = read_checkpoint(latest_checkpoint(folder / "checkpoints")[0])
+    state.pop("times")
+    return state, (folder / "events.jsonl").read_text()

@@ -10,7 +10,6 @@ from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
 from streamlearn import Engine, models, streams
-from streamlearn.core.checkpoint import latest_checkpoint, read_checkpoint
 from streamlearn.core.evaluation import without_labels
 from streamlearn.core.randomness import generator
 from streamlearn.errors import ConfigurationError, TrainingError
@@ -18,7 +17,7 @@ from streamlearn.plugins import EWC, SLDA, MultiHead, Replay
 from streamlearn.plugins.replay.ranpac import RIDGES, RanPAC, Sums, chosen_ridge, projected, ridge_weights, updated
 from streamlearn.streams import Task
 from streamlearn.streams.data import Data, Target
-from tests.core.support import Stop, blobs, class_stream, final, growing_stream, net, probe, same, sgd, stop_at, stream_of
+from tests.core.support import blobs, class_stream, final, growing_stream, net, probe, same, sgd, stopped_or_straight, stream_of
 
 
 def rows_of(rows: int = 60, classes: int = 4, features: int = 5, width: int = 12) -> tuple[Tensor, Tensor, Tensor]:
@@ -225,24 +224,12 @@ def test_features_of_more_than_one_dimension_are_flattened_and_bad_ones_refused(
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("update", [2, 5, 8])
 def test_stopped_and_resumed_equals_the_straight_run(update: int, first: bool, tmp_path: Path) -> None:
-    def run(folder: Path, stop: int | None = None) -> Any:
-        stream = growing_stream()
+    def engine(**more: Any) -> Engine:
+        plugins = [RanPAC(dimensions=20, first_session=first)]
+        return Engine(models.mlp(growing_stream(), (8,), dropout=0.2), sgd(), plugins, batch_size=8, epochs=2, checkpoint_every=1, **more)
 
-        def engine(**more: Any) -> Engine:
-            plugins = [RanPAC(dimensions=20, first_session=first)]
-            return Engine(models.mlp(stream, (8,), dropout=0.2), sgd(), plugins, batch_size=8, epochs=2, checkpoint_every=1, **more)
-
-        if stop is None:
-            engine().run(stream, output=folder)
-        else:
-            with pytest.raises(Stop):
-                engine(progress=stop_at(stop)).run(stream, output=folder)
-            engine().resume(folder, stream)
-        state = read_checkpoint(latest_checkpoint(folder / "checkpoints")[0])
-        state.pop("times")
-        return state, (folder / "events.jsonl").read_text()
-
-    broken, straight = run(tmp_path / "broken", update), run(tmp_path / "straight")
+    broken = stopped_or_straight(engine, growing_stream, tmp_path / "broken", update)
+    straight = stopped_or_straight(engine, growing_stream, tmp_path / "straight")
     assert same(broken[0], straight[0])
     assert broken[1] == straight[1]
 

@@ -10,13 +10,12 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor, nn
 
 from streamlearn import Engine, models
-from streamlearn.core.checkpoint import latest_checkpoint, read_checkpoint
 from streamlearn.errors import CompositionError, ConfigurationError
 from streamlearn.plugins import SLDA, Joint, MultiHead, Replay
 from streamlearn.plugins.replay.slda import Statistics, discriminant, updated
 from streamlearn.streams import Task
 from streamlearn.streams.data import Data, Target
-from tests.core.support import Spy, Stop, blobs, class_stream, final, growing_stream, net, probe, same, sgd, stop_at, stream_of
+from tests.core.support import Spy, blobs, class_stream, final, growing_stream, net, probe, same, sgd, stopped_or_straight, stream_of
 
 
 class Shrunk:
@@ -165,24 +164,12 @@ def test_growing_tasks_and_classes_not_met_have_finite_losses() -> None:
 @pytest.mark.parametrize("base", [False, True])
 @pytest.mark.parametrize("update", [2, 5, 8])
 def test_stopped_and_resumed_equals_the_straight_run(update: int, base: bool, tmp_path: Path) -> None:
-    def run(folder: Path, stop: int | None = None) -> Any:
-        stream = growing_stream()
+    def engine(**more: Any) -> Engine:
+        plugins = [SLDA(base_initialization=base)]
+        return Engine(models.mlp(growing_stream(), (8,), dropout=0.2), sgd(), plugins, batch_size=8, epochs=2, checkpoint_every=1, **more)
 
-        def engine(**more: Any) -> Engine:
-            plugins = [SLDA(base_initialization=base)]
-            return Engine(models.mlp(stream, (8,), dropout=0.2), sgd(), plugins, batch_size=8, epochs=2, checkpoint_every=1, **more)
-
-        if stop is None:
-            engine().run(stream, output=folder)
-        else:
-            with pytest.raises(Stop):
-                engine(progress=stop_at(stop)).run(stream, output=folder)
-            engine().resume(folder, stream)
-        state = read_checkpoint(latest_checkpoint(folder / "checkpoints")[0])
-        state.pop("times")
-        return state, (folder / "events.jsonl").read_text()
-
-    broken, straight = run(tmp_path / "broken", update), run(tmp_path / "straight")
+    broken = stopped_or_straight(engine, growing_stream, tmp_path / "broken", update)
+    straight = stopped_or_straight(engine, growing_stream, tmp_path / "straight")
     assert same(broken[0], straight[0])
     assert broken[1] == straight[1]
 

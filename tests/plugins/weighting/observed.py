@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from streamlearn import models
+from streamlearn.core.sampling import shuffled
 from streamlearn.streams import Stream, Task
 from streamlearn.streams.data import Data, Target
 from tests.core.support import blobs, probe, stream_of
@@ -19,6 +20,34 @@ def drawn_start(stream: Stream) -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return dict(models.mlp(stream, (8,)).double().state_dict())
+
+
+def loaded(stream: Stream, state: Mapping[str, Tensor]) -> nn.Module:
+    """The model of `drawn_start` with such weights."""
+    model = models.mlp(stream, (8,)).double()
+    model.load_state_dict(state)
+    return model
+
+
+def trained_by_hand(stream: Stream, start: Mapping[str, Tensor], oracle: nn.Module, numbers: nn.Parameter) -> nn.Module:
+    """A plain loop over two epochs in batches of 8, seed 4, tasks "a" and "b": ``oracle`` weighs the losses and learns its ``numbers``.
+
+    Momentum for all, weight decay for the model alone; the numbers have a learning rate of 0.2.
+    """
+    plain = loaded(stream, start)
+    optimizer = torch.optim.SGD(
+        [{"params": list(plain.parameters())}, {"params": [numbers], "lr": 0.2, "weight_decay": 0.0}],
+        lr=0.05, momentum=0.9, weight_decay=0.01,
+    )  # fmt: skip
+    data = stream[0].data["train"]
+    for epoch in range(2):
+        for positions in shuffled(len(data), 8, False, 0, 4, 0, 0, epoch).split(8):
+            batch = data.batch(positions)
+            losses = torch.stack([nn.functional.cross_entropy(plain(batch.x, task), batch.targets[task]) for task in ("a", "b")])
+            optimizer.zero_grad()
+            oracle(losses).backward()
+            optimizer.step()
+    return plain
 
 
 def derivative(weighting: Any, losses: Mapping[str, Tensor], step: Any) -> dict[str, float]:

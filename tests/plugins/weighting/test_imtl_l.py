@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -10,12 +9,11 @@ from torch import Tensor, nn
 from torchjd import scalarization as torchjd
 
 from streamlearn import Engine, models
-from streamlearn.core.sampling import shuffled
 from streamlearn.errors import ConfigurationError
 from streamlearn.plugins.weighting.imtl_l import IMTLL, impartially_scaled
 from streamlearn.plugins.weighting.uncertainty_weighting import uncertainty_weighted
 from tests.core.support import Spy, growing_stream, probe, sgd, two_task_stream
-from tests.plugins.weighting.observed import drawn_start, split, watching
+from tests.plugins.weighting.observed import drawn_start, loaded, split, trained_by_hand, watching
 
 
 def scales_of(run: Any) -> dict[str, float]:
@@ -60,12 +58,6 @@ def test_at_its_optimum_every_scaled_loss_is_1() -> None:
     assert [float(torch.exp(s[n]).detach() * losses[n]) for n in losses] == pytest.approx([1, 1], abs=1e-6)
 
 
-def loaded(stream: Any, state: Mapping[str, Tensor]) -> nn.Module:
-    model = models.mlp(stream, (8,)).double()
-    model.load_state_dict(state)
-    return model
-
-
 def test_a_run_is_a_plain_loop_with_torchjds() -> None:
     """Model and scales, over two epochs: momentum, weight decay on the model alone."""
     stream = two_task_stream(torch.float64)
@@ -74,20 +66,9 @@ def test_a_run_is_a_plain_loop_with_torchjds() -> None:
     plugins = [IMTLL(initial=0.3, learning_rate=0.2), spy]
     result = Engine(lambda: loaded(stream, start), sgd(), plugins, batch_size=8, epochs=2, seed=4).run(stream)
 
-    plain, oracle = loaded(stream, start), torchjd.IMTLL(2).double()
+    oracle = torchjd.IMTLL(2).double()
     nn.init.constant_(oracle.log_scale, 0.3)
-    optimizer = torch.optim.SGD(
-        [{"params": list(plain.parameters())}, {"params": [oracle.log_scale], "lr": 0.2, "weight_decay": 0.0}],
-        lr=0.05, momentum=0.9, weight_decay=0.01,
-    )  # fmt: skip
-    data = stream[0].data["train"]
-    for epoch in range(2):
-        for positions in shuffled(len(data), 8, False, 0, 4, 0, 0, epoch).split(8):
-            batch = data.batch(positions)
-            losses = torch.stack([nn.functional.cross_entropy(plain(batch.x, task), batch.targets[task]) for task in ("a", "b")])
-            optimizer.zero_grad()
-            oracle(losses).backward()
-            optimizer.step()
+    plain = trained_by_hand(stream, start, oracle, oracle.log_scale)
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(result.model.state_dict()[name], value, rtol=1e-9, atol=1e-12)
     assert list(scales_of(spy.run).values()) == pytest.approx(oracle.log_scale.tolist(), rel=1e-9)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from torchjd.scalarization import UW
 
 from streamlearn import Engine, models
 from streamlearn.core.checkpoint import latest_checkpoint, read_checkpoint
-from streamlearn.core.sampling import shuffled
 from streamlearn.errors import ConfigurationError, TrainingError
 from streamlearn.plugins import UncertaintyWeighting
 from streamlearn.plugins.weighting.uncertainty_weighting import uncertainty_weighted
@@ -32,7 +30,7 @@ from tests.core.support import (
     two_task_stream,
 )
 from tests.integration.conftest import no_drawing  # noqa: F401 - nobody looks at the figures of a run that is stopped and resumed
-from tests.plugins.weighting.observed import drawn_start
+from tests.plugins.weighting.observed import drawn_start, loaded, trained_by_hand
 
 
 def log_variances(run: Any, plugin: str = "uncertainty_weighting") -> dict[str, float]:
@@ -67,32 +65,15 @@ def test_a_run_is_a_plain_loop_with_torchjds_uncertainty_weighting() -> None:
     start = drawn_start(stream)
     spy = Spy()
     uncertainty = UncertaintyWeighting(initial=0.3, learning_rate=0.2)
-    result = Engine(lambda: _loaded(stream, start), sgd(), [uncertainty, spy], batch_size=8, epochs=2, seed=4).run(stream)
+    result = Engine(lambda: loaded(stream, start), sgd(), [uncertainty, spy], batch_size=8, epochs=2, seed=4).run(stream)
 
-    plain, oracle = _loaded(stream, start), UW(2).double()
+    oracle = UW(2).double()
     nn.init.constant_(oracle.log_var, 0.3)
-    optimizer = torch.optim.SGD(
-        [{"params": list(plain.parameters())}, {"params": [oracle.log_var], "lr": 0.2, "weight_decay": 0.0}],
-        lr=0.05, momentum=0.9, weight_decay=0.01,
-    )  # fmt: skip
-    data = stream[0].data["train"]
-    for epoch in range(2):
-        for positions in shuffled(len(data), 8, False, 0, 4, 0, 0, epoch).split(8):
-            batch = data.batch(positions)
-            losses = torch.stack([nn.functional.cross_entropy(plain(batch.x, task), batch.targets[task]) for task in ("a", "b")])
-            optimizer.zero_grad()
-            oracle(losses).backward()
-            optimizer.step()
+    plain = trained_by_hand(stream, start, oracle, oracle.log_var)
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(result.model.state_dict()[name], value, rtol=1e-9, atol=1e-12)
     assert list(log_variances(spy.run).values()) == pytest.approx(oracle.log_var.tolist(), rel=1e-9)
     assert all(abs(s - 0.3) > 0.05 for s in oracle.log_var.tolist()), "they have been learned"
-
-
-def _loaded(stream: Any, state: Mapping[str, Tensor]) -> nn.Module:
-    model = models.mlp(stream, (8,)).double()
-    model.load_state_dict(state)
-    return model
 
 
 def test_the_log_variance_finds_the_loss() -> None:
