@@ -3,8 +3,8 @@
     python benchmarks/combiners.py [--rounds 5] [--tasks 2,5,10,40]
 
 K tasks on every row of a batch of 128; MLP 784-256-256-128 and LeNet, a linear head of 10 classes for each task, SGD. All but the bare
-step combine by MGDA with the same solver. CPU time, one thread, interleaved; the time of a step with everything in it (batch, forward,
-gradients, combination, update). Writes benchmarks/results/combiners.json.
+step combine by MGDA: with this library's solver, but for TorchJD's aggregator with its own. CPU time, one thread, interleaved; the time of
+a step with everything in it (batch, forward, gradients, combination, update). Writes benchmarks/results/combiners.json.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import torch
 import torch.nn.functional as F
 from timing import ratio, save
 from torch import Tensor, nn
-from torchjd.aggregation import MGDA, MGDAWeighting
+from torchjd.aggregation import MGDA
 from torchjd.autojac import jac_to_grad, mtl_backward
 
 from streamlearn import Engine, plugins
+from streamlearn.core.solvers import min_norm_weights
 from streamlearn.models import Heads, Model
 from streamlearn.streams import Data, Experience, Stream, Task, TensorSource
 from streamlearn.streams.data import Target
 
 BATCH, STEPS, CLASSES = 128, 20, 10
 SHAPES = {"MLP 784-256-256-128": (784,), "LeNet": (1, 28, 28)}
-WEIGHTING = {"epsilon": 1e-5, "max_iters": 250}
 
 
 def trunk(network: str) -> nn.Sequential:
@@ -57,7 +57,6 @@ class ByHand:
         self.optimizer = torch.optim.SGD([*self.trunk.parameters(), *self.heads.parameters()], lr=0.01)
         self.x, self.y = rows(network, tasks)
         self.gradients = gradients
-        self.weighting = MGDAWeighting(**WEIGHTING)
 
     def losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         features = self.trunk(x)
@@ -73,7 +72,7 @@ class ByHand:
         return (time.process_time() - start) / len(order)
 
     def combine(self, matrix: Tensor) -> None:
-        flat = self.weighting((matrix @ matrix.T).double()).to(matrix) @ matrix
+        flat = min_norm_weights(matrix @ matrix.T).to(matrix) @ matrix
         for parameter, piece in zip(self.shared, flat.split([p.numel() for p in self.shared]), strict=True):
             parameter.grad = piece.view_as(parameter)
 
@@ -109,7 +108,7 @@ def as_libmtl(net: ByHand, x: Tensor, y: Tensor) -> None:
 def by_torchjd(net: ByHand, x: Tensor, y: Tensor, chunk: int | None) -> None:
     features, losses = net.losses(x, y)
     mtl_backward(losses, features=features, parallel_chunk_size=chunk)
-    jac_to_grad(net.shared, MGDA(**WEIGHTING))
+    jac_to_grad(net.shared, MGDA())
 
 
 def stream_of(network: str, tasks: int) -> Stream:
