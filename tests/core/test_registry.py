@@ -108,7 +108,7 @@ REFUSED = {
     "a mark where none belongs": (working("made", more="conflicts=frozenset({'sharing!'})"), "no capability matches", "write 'sharing'"),
     "unique here and not there": (
         working("made", more="provides=frozenset({'sharing'})"),
-        "separate_networks provides 'sharing!'",
+        "cross_stitch, hat, mmoe, mtan, pad_net, ple, separate_networks, sluice, task_routing provides 'sharing!'",
         "write it alike",
     ),
     "what nobody provides": (

@@ -33,6 +33,7 @@ OURS = [
     "multitask",
     "online",
     "recurring",
+    "single_task",
     "task_free",
     "task_incremental",
     "test_time",
