@@ -152,6 +152,20 @@ class Optimization:
             parameter.grad = gradients.get(name)
         self.step()
 
+    def move(self, name: str, gradients: Mapping[str, Tensor]) -> None:
+        """One update of the helper module ``name`` by the optimiser of its own, for what is known only once the model has moved.
+
+        Args:
+            name: ``"<plugin>/<its name>"``, of a `Trainable` with an ``optimizer``.
+            gradients: by name within the module; a parameter without one, or a frozen one, is not touched.
+        """
+        own = dict(self._modules[name].named_parameters())
+        for key, parameter in own.items():
+            parameter.grad = gradients.get(key) if parameter.requires_grad else None
+        self._own[name].step()
+        for parameter in own.values():
+            parameter.grad = None
+
     def clear(self) -> None:
         """Drop every gradient."""
         for parameter in self._named.values():

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from streamlearn.core.optimization import Trainable
+from streamlearn.core.optimization import OptimizerFactory, Trainable
 from streamlearn.errors import TrainingError
 
 if TYPE_CHECKING:
     from streamlearn.core.run import Run
     from streamlearn.core.step import Step
 
-__all__ = ["LearnedNumber", "learned_number", "learned_numbers", "task_of", "weighted_sum"]
+__all__ = ["LearnedNumber", "kept_number", "learned_number", "learned_numbers", "move_number", "task_of", "tasks_of_rows", "weighted_sum"]
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
@@ -67,6 +67,14 @@ def task_of(row: str, step: Step, plugin: str) -> str:
     return max(found, key=len)
 
 
+def tasks_of_rows(losses: Mapping[str, Tensor], step: Step, plugin: str) -> dict[str, list[Tensor]]:
+    """The losses of the rows of each task, by task in the order of the rows; see `task_of`."""
+    found: dict[str, list[Tensor]] = {}
+    for row, loss in losses.items():
+        found.setdefault(task_of(row, step, plugin), []).append(loss)
+    return found
+
+
 class LearnedNumber(nn.Module):
     """One number to be learned; called without arguments it answers with it.
 
@@ -84,16 +92,36 @@ class LearnedNumber(nn.Module):
         return self.value
 
 
-def learned_numbers(run: Run, initial: float, learning_rate: float | None) -> dict[str, Trainable]:
-    """What `collect_modules` answers for one number for every task met so far, of the model's floating-point type and never decayed."""
+def learned_numbers(
+    run: Run, initial: float, learning_rate: float | None, optimizer: OptimizerFactory | None = None
+) -> dict[str, Trainable]:
+    """What `collect_modules` answers for one number for every task met so far, of the model's floating-point type and never decayed.
+
+    Args:
+        run: the run.
+        initial: a number at first; one that is there already stays.
+        learning_rate: within the main optimiser; ``None`` takes the main one.
+        optimizer: builds one for each number in place of the main one.
+    """
     like = next((p for p in run.model.parameters() if p.is_floating_point()), None)
-    return {_key(task): Trainable(LearnedNumber(initial, like), learning_rate=learning_rate) for task in run.tasks}
+    return {_key(task): Trainable(LearnedNumber(initial, like), optimizer, learning_rate) for task in run.tasks}
 
 
 def learned_number(row: str, step: Step, plugin: str) -> Tensor:
     """The number of `learned_numbers` of the task of ``row``, at the parameters of ``step``."""
     number: Tensor = step.module(f"{plugin}/{_key(task_of(row, step, plugin))}")()
     return number
+
+
+def kept_number(task: str, run: Run, plugin: str) -> Tensor | None:
+    """The number of `learned_numbers` of ``task`` itself, not at some step; ``None`` before there is one."""
+    module = run.modules.get(f"{plugin}/{_key(task)}")
+    return module.value if isinstance(module, LearnedNumber) else None
+
+
+def move_number(task: str, run: Run, plugin: str, gradient: Tensor) -> None:
+    """One update of the number of ``task`` by the optimiser of its own."""
+    run.optimization.move(f"{plugin}/{_key(task)}", {"value": gradient})
 
 
 def _key(task: str) -> str:
