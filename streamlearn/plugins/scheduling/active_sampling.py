@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from streamlearn.core.plugin import Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
+from streamlearn.core.scheduling import labelled_tasks
 from streamlearn.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from streamlearn.core.run import Run
     from streamlearn.core.step import Step
     from streamlearn.streams import Task
-    from streamlearn.streams.data import Data, JoinedData
 
-__all__ = ["ActiveSampling", "gap_probabilities", "relative_gap"]
+__all__ = ["ActiveSampling", "gap_probabilities", "relative_gap", "upper_bounds"]
 
 
 def relative_gap(performance: float, target: float, *, error: bool = False) -> float:
@@ -54,6 +54,22 @@ def gap_probabilities(gaps: Mapping[str, float], temperature: float) -> dict[str
     return {task: weight / total for task, weight in weights.items()}
 
 
+def upper_bounds(sums: Mapping[str, float], counts: Mapping[str, float], exploration: float) -> dict[str, float]:
+    """S_k / N_k + c √(log Σ_j N_j / N_k) by task; infinite for one that was never drawn.
+
+    Args:
+        sums: S_k, the discounted sum of what was gained by drawing task k.
+        counts: N_k, the discounted number of times it was drawn.
+        exploration: c, at least 0.
+
+    Example:
+        >>> upper_bounds({"a": 1.0, "b": 0.0}, {"a": 4.0, "b": 0.0}, 0.0)
+        {'a': 0.25, 'b': inf}
+    """
+    spread = math.log(max(math.fsum(counts.values()), 1.0))
+    return {task: sums[task] / n + exploration * math.sqrt(spread / n) if n > 0 else math.inf for task, n in counts.items()}
+
+
 class ActiveSampling(Plugin):
     r"""Active sampling of tasks by their distance from a target.
 
@@ -65,6 +81,17 @@ class ActiveSampling(Plugin):
     a_k is the accuracy of a classification. For a regression, whose mean squared error e_k is to be small, a_k = 1 / e_k and the target
     is an error too: m_k = 1 - t_k / e_k.
 
+    There are two published rules:
+
+    * ``rule="softmax"`` (A5C): each row of a batch is drawn from these p_k;
+    * ``rule="ucb"`` (UA4C): a bandit, whose arms are the tasks. All rows of a batch are of the task with the largest upper bound
+
+      .. math:: \frac{S_k}{N_k} + c \sqrt{\frac{\log \sum_j N_j}{N_k}}, \qquad S_k \leftarrow γ S_k + \max(m_k, 0)\,[k\text{ drawn}],
+          \quad N_k \leftarrow γ N_k + [k\text{ drawn}]
+
+      with m_k from the last measurement. A task that was never drawn comes first, and a task that was long not drawn comes again,
+      however near its target it is. S and N are kept by the names of tasks; those of a task that is absent rest.
+
     A row that carries several tasks trains all of them, whichever it was drawn for, and may stand in a batch once for each of them:
     where every row carries every task, as in `streamlearn.streams.multitask`, no sampling of rows can favour one (a weighting can).
     Tasks without a labelled row in the phase's data are not drawn; where no task has any, as in adaptation at test time, nothing is
@@ -72,18 +99,24 @@ class ActiveSampling(Plugin):
 
     Args:
         targets: t_k by task, or one accuracy in (0, 1] for all. A regression must be named, with an error above 0.
-        temperature: τ, above 0; the smaller, the more the furthest task is preferred. The gaps are at most 1.
+        temperature: τ, above 0; the smaller, the more the furthest task is preferred. The gaps are at most 1. A task that cannot reach its
+            target draws rows for ever, under either rule: give targets within reach, or a larger τ.
         every: updates between two measurements, at least 1; default once an epoch.
+        rule: ``"softmax"`` or ``"ucb"``.
+        exploration: c of the bandit, at least 0. The larger, the more equally tasks are drawn.
+        discount: γ of the bandit, in (0, 1]: 1 never forgets, below it about 1 / (1 - γ) batches count.
 
     Raises:
         ConfigurationError: an experience with labelled training rows has no validation rows, or none of some task; or a target is
             missing or impossible.
 
-    Cost: one forward pass over the validation rows at each measurement, none beyond that per step. Memory: a number for each task.
+    Cost: one forward pass over the validation rows at each measurement, none beyond that per step. Memory: 3 numbers for each task.
 
-    Reference: Sharma et al., Learning to multi-task by active sampling, ICLR 2018, arXiv 1702.06053, algorithm A5C. Deviations: the
-    paper's a_k is the mean score of the last training episodes of a game; here it is a measurement on held-out rows, and the gap of an
-    error is defined as above.
+    Reference: Sharma et al., Learning to multi-task by active sampling, ICLR 2018, arXiv 1702.06053, algorithms A5C and UA4C; the
+    discounted bound: Garivier & Moulines, On upper-confidence bound policies for switching bandit problems, ALT 2011, section 2.2.
+    Deviations: the paper's a_k is the mean score of the last training episodes of a game; here it is a measurement on held-out rows,
+    and the gap of an error is defined as above. The c of Garivier & Moulines, 2 √ξ with ξ > 1/2, is for gains that fill [0, 1] and
+    would drown gaps of some per cent; the default is smaller.
 
     Example:
         >>> from streamlearn.plugins import ActiveSampling
@@ -95,8 +128,8 @@ class ActiveSampling(Plugin):
         name="active_sampling",
         family="scheduling",
         summary="Draws most often the tasks furthest below their targets on validation rows.",
-        reference="Sharma et al. 2018, ICLR, arXiv 1702.06053, algorithm A5C",
-        memory="a number for each task",
+        reference="Sharma et al. 2018, ICLR, arXiv 1702.06053, algorithms A5C and UA4C",
+        memory="3 numbers for each task",
         streams=frozenset({"multitask"}),
     )
 
@@ -106,6 +139,9 @@ class ActiveSampling(Plugin):
         targets: float | dict[str, float] = 1.0
         temperature: Annotated[float, Tunable(0.01, 1.0, log=True)] = Field(0.05, gt=0, allow_inf_nan=False)
         every: int | None = Field(None, ge=1)
+        rule: Literal["softmax", "ucb"] = "softmax"
+        exploration: Annotated[float, Tunable(0.01, 2.0, log=True)] = Field(0.1, ge=0)
+        discount: float = Field(0.99, gt=0, le=1)
 
         @field_validator("targets")
         @classmethod
@@ -121,6 +157,9 @@ class ActiveSampling(Plugin):
         self._gaps: dict[str, float] = {}
         self._place: list[int] = []  # experience, phase and epoch of the last measurement
         self._update = 0  # updates done at that moment
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, float] = {}
+        self._drawn: tuple[str, int] = ("", -1)  # the task that the bandit drew last, and for which update
 
     @hookimpl
     def provide_task_probabilities(self, step: Step) -> dict[str, float]:
@@ -130,12 +169,27 @@ class ActiveSampling(Plugin):
         waited = run.clock.update - self._update
         if place != self._place or (self.config.every is not None and waited >= self.config.every):
             self._gaps, self._place, self._update = self._measured(run), place, run.clock.update
-        return gap_probabilities(self._gaps, run.value(self, "temperature"))
+        if self.config.rule == "softmax":
+            return gap_probabilities(self._gaps, run.value(self, "temperature"))
+        if self._drawn[1] != run.clock.update:
+            self._drawn = (self._draw(run.value(self, "exploration")), run.clock.update)
+        return {self._drawn[0]: 1.0}
+
+    def _draw(self, exploration: float) -> str:
+        """The task with the largest bound, which has gained its gap thereby."""
+        sums, counts = ({task: known.get(task, 0.0) for task in self._gaps} for known in (self._sums, self._counts))
+        bounds = upper_bounds(sums, counts, exploration)
+        drawn = max(bounds, key=bounds.__getitem__)
+        for task, gap in self._gaps.items():
+            mine = float(task == drawn)
+            self._sums[task] = self.config.discount * sums[task] + mine * max(gap, 0.0)
+            self._counts[task] = self.config.discount * counts[task] + mine
+        return drawn
 
     def _measured(self, run: Run) -> dict[str, float]:
         """The gap of each task that may be drawn."""
         assert run.phase is not None
-        tasks = _labelled(run.phase.data)
+        tasks = labelled_tasks(run.phase.data)
         if not tasks or (run.experience is not None and "train" not in run.experience.data):  # adaptation: nothing is measured
             return {task.name: 0.0 for part in run.phase.data.parts() for task in part.tasks if len(part)}
         self._refuse_no_validation(run)
@@ -167,21 +221,18 @@ class ActiveSampling(Plugin):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The last measurement, and when it was made."""
-        return {"gaps": dict(self._gaps), "place": list(self._place), "update": self._update}
+        """The last measurement and when it was made, and what the bandit knows."""
+        return {
+            "gaps": dict(self._gaps),
+            "place": list(self._place),
+            "update": self._update,
+            "sums": dict(self._sums),
+            "counts": dict(self._counts),
+            "drawn": list(self._drawn),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self._gaps = dict(state["gaps"])
+        self._gaps, self._sums, self._counts = dict(state["gaps"]), dict(state["sums"]), dict(state["counts"])
         self._place, self._update = list(state["place"]), int(state["update"])
-
-
-def _labelled(data: Data | JoinedData) -> dict[str, Task]:
-    """The tasks that have a labelled row in ``data``."""
-    found: dict[str, Task] = {}
-    for part in data.parts():
-        for task in part.tasks if len(part) else ():
-            some = part.labelled.get(task.name)
-            if task.name in part.targets and (some is None or bool(some.any())):
-                found[task.name] = task
-    return found
+        self._drawn = (str(state["drawn"][0]), int(state["drawn"][1]))

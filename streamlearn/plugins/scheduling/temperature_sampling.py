@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from streamlearn.core.plugin import Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
+from streamlearn.core.scheduling import power_probabilities, rows_by_task
 
 if TYPE_CHECKING:
     from streamlearn.core.step import Step
-    from streamlearn.streams.data import Data, JoinedData
 
 __all__ = ["TemperatureSampling", "rows_by_task", "temperature_probabilities"]
 
@@ -29,20 +28,7 @@ def temperature_probabilities(rows: Mapping[str, int], temperature: float, cap: 
         >>> temperature_probabilities({"a": 16, "b": 4}, temperature=2.0)
         {'a': 0.6666666666666666, 'b': 0.3333333333333333}
     """
-    counted = {task: n if cap is None else min(n, cap) for task, n in rows.items()}
-    largest = max(counted.values())
-    weights = {task: (n / largest) ** (1 / temperature) if n else 0.0 for task, n in counted.items()}  # of ratios: no power overflows
-    total = math.fsum(weights.values())
-    return {task: weight / total for task, weight in weights.items()}
-
-
-def rows_by_task(data: Data | JoinedData) -> dict[str, int]:
-    """How many rows of ``data`` are asked on each task that has any, labelled or not; a row with several tasks counts for each."""
-    rows: dict[str, int] = {}
-    for part in data.parts():
-        for task in part.tasks if len(part) else ():
-            rows[task.name] = rows.get(task.name, 0) + len(part)
-    return rows
+    return power_probabilities(rows, 1 / temperature, cap)
 
 
 class TemperatureSampling(Plugin):
@@ -50,8 +36,9 @@ class TemperatureSampling(Plugin):
 
     .. math:: p_k = \frac{\min(n_k, c)^{1/τ}}{\sum_j \min(n_j, c)^{1/τ}}
 
-    with n_k the rows of task k in the data of the present phase. τ = 1 draws in proportion to size; as τ grows, the tasks come to
-    be drawn equally often. Exponential smoothing with exponent S is τ = 1 / S (multilingual BERT: S = 0.7).
+    with n_k the rows of task k in the data of the present phase. τ = 1 is proportional sampling, which draws in proportion to size;
+    τ = 2 is square-root sampling; as τ grows, the tasks come to be drawn equally often (uniform sampling). Exponential smoothing with
+    exponent S is τ = 1 / S (multilingual BERT: S = 0.7). `AnnealedSampling` moves from proportional to nearly uniform while it trains.
 
     The rows of a batch are drawn task by task from these probabilities, and within a task each row once before any comes again. An
     epoch stays as many batches as the data fills, so rows of a large task may be left out of it and those of a small one come

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from torch.nn.functional import softmax
 
 from streamlearn import Engine, models, streams
 from streamlearn.errors import ConfigurationError
-from streamlearn.plugins import ActiveSampling
-from streamlearn.plugins.scheduling.active_sampling import gap_probabilities, relative_gap
+from streamlearn.plugins import ActiveSampling, TemperatureSampling
+from streamlearn.plugins.scheduling.active_sampling import gap_probabilities, relative_gap, upper_bounds
 from streamlearn.streams import EvaluationSet, Experience, Stream, Task
 from streamlearn.streams.data import Data, JoinedData, Target
 from streamlearn.streams.sources import TensorSource
@@ -152,13 +153,14 @@ def stop_from(update: int) -> Callable[[str, Any], None]:
     return progress
 
 
+@pytest.mark.parametrize("rule", ["softmax", "ucb"])
 @pytest.mark.parametrize("every", [None, 2])
-def test_a_resume_in_mid_epoch_draws_what_it_would_have_drawn(every: int | None, tmp_path: Path) -> None:
+def test_a_resume_in_mid_epoch_draws_what_it_would_have_drawn(every: int | None, rule: Any, tmp_path: Path) -> None:
     stream = two()
     settings = {"checkpoint_every": 1}
 
     def plugin() -> ActiveSampling:
-        return ActiveSampling(targets=0.9, temperature=0.3, every=every)
+        return ActiveSampling(targets=0.9, temperature=0.3, every=every, rule=rule)
 
     straight = engine_of(stream, plugin(), **settings).run(stream, output=tmp_path / "straight")
     for update in (2, 4, 7):
@@ -172,7 +174,7 @@ def test_a_resume_in_mid_epoch_draws_what_it_would_have_drawn(every: int | None,
 
 
 def test_state_comes_back_whole() -> None:
-    plugin, other = ActiveSampling(every=2), ActiveSampling(every=2)
+    plugin, other = ActiveSampling(every=2, rule="ucb"), ActiveSampling(every=2, rule="ucb")
     stream = two(1)
     engine_of(stream, plugin).run(stream)
     other.load_state_dict(plugin.state_dict())
@@ -226,8 +228,95 @@ def test_one_number_is_no_target_for_a_regression() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"targets": 0.0}, {"targets": 90}, {"targets": {"a": -1.0}}, {"temperature": 0}, {"every": 0}, {"targets": float("nan")}]
+    "options",
+    [
+        {"targets": 0.0},
+        {"targets": 90},
+        {"targets": {"a": -1.0}},
+        {"temperature": 0},
+        {"every": 0},
+        {"targets": float("nan")},
+        {"rule": "thompson"},
+        {"exploration": -1},
+        {"discount": 0.0},
+        {"discount": 1.1},
+    ],
 )
 def test_bad_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=f"plugin active_sampling: option '{next(iter(options))}"):
         ActiveSampling(**options)
+
+
+def bandit(gaps: list[dict[str, float]], exploration: float, discount: float) -> list[str]:
+    """The rule of Garivier & Moulines, from the whole history at every round."""
+    history: list[tuple[str, float]] = []
+    for round_, found in enumerate(gaps):
+        best: tuple[float, str] | None = None
+        ages = [discount ** (round_ - 1 - s) for s in range(round_)]
+        total = sum(ages)
+        for task in found:
+            count = sum(age for age, (drawn, _) in zip(ages, history, strict=True) if drawn == task)
+            gained = sum(age * gain for age, (drawn, gain) in zip(ages, history, strict=True) if drawn == task)
+            bound = gained / count + exploration * math.sqrt(math.log(max(total, 1.0)) / count) if count else math.inf
+            if best is None or bound > best[0] + 1e-12:
+                best = (bound, task)
+        assert best is not None
+        history.append((best[1], max(found[best[1]], 0.0)))
+    return [task for task, _ in history]
+
+
+@pytest.mark.parametrize(("exploration", "discount"), [(0.1, 0.9), (0.5, 1.0), (0.0, 0.99)])
+def test_the_bandit_against_its_whole_history(exploration: float, discount: float, monkeypatch: Any) -> None:
+    options = {"targets": {"a": 0.9, "b": 0.5}, "every": 1, "rule": "ucb", "exploration": exploration, "discount": discount}
+    plugin = ActiveSampling(**options)
+    measured, asked = watched(plugin, two(), monkeypatch, epochs=6)
+    gaps = [{task: relative_gap(found[task], plugin.config.targets[task]) for task in ("a", "b")} for *_, found in measured]
+    drawn = [next(iter(found)) for _, found in asked]
+    assert [list(found.values()) for _, found in asked] == [[1.0]] * 36
+    assert drawn == bandit(gaps, exploration, discount)
+    assert set(drawn) == {"a", "b"}
+
+
+def test_bounds() -> None:
+    assert upper_bounds({"a": 0.0, "b": 0.0}, {"a": 0.0, "b": 1.0}, 1.0) == {"a": math.inf, "b": 0.0}
+    found = upper_bounds({"a": 3.0, "b": 1.0}, {"a": 6.0, "b": 4.0}, 0.5)
+    assert found == pytest.approx({"a": 0.5 + 0.5 * (math.log(10) / 6) ** 0.5, "b": 0.25 + 0.5 * (math.log(10) / 4) ** 0.5})
+
+
+def test_what_the_bandit_knows_goes_by_the_names_of_tasks() -> None:
+    plugin = ActiveSampling(rule="ucb", discount=1.0)
+    plugin.load_state_dict({"gaps": {"a": 0.5, "b": 0.1}, "place": [0, 0, 0], "update": 0, "sums": {"a": 5.0, "b": 1.0},
+                            "counts": {"a": 10.0, "b": 10.0}, "drawn": ["b", 19]})  # fmt: skip
+    assert plugin._draw(0.0) == "a"
+    plugin._gaps = {"c": 0.0, "b": 0.1}
+    assert plugin._draw(0.0) == "c", "a new task comes first"
+    assert plugin._draw(0.0) == "b"
+    assert plugin.state_dict()["counts"] == {"a": 11.0, "b": 11.0, "c": 1.0}, "those of an absent task rest"
+
+
+def of_unequal_sizes(seed: int) -> Stream:
+    """Ten tasks with 200 to 8 rows on inputs of their own; 60 test rows each."""
+    draw = torch.Generator().manual_seed(seed)
+    sources: list[Any] = []
+    tests: list[Any] = []
+    for number in range(10):
+        rows = round(200 * 0.7**number)
+        x, y = torch.randn(rows + 60, 16, generator=draw), torch.arange(rows + 60) % 4
+        x += 1.5 * torch.randn(4, 16, generator=draw)[y]
+        sources.append((x[60:], y[60:]))
+        tests.append((x[:60], y[:60]))
+    return streams.multitask(sources, test=tests, tasks=[f"t{number}" for number in range(10)], validation=0.25, seed=seed)
+
+
+@pytest.mark.parametrize("rule", ["softmax", "ucb"])
+def test_at_equal_steps_it_lifts_the_worst_of_ten_tasks_over_proportional_sampling(rule: Any) -> None:
+    def worst(plugin: Any, seed: int) -> float:
+        stream = of_unequal_sizes(seed)
+        engine = Engine(models.mlp(stream, (32,)), lambda p: torch.optim.SGD(p, lr=0.1), [plugin], batch_size=16, epochs=8, seed=seed,
+                        evaluate="end")  # fmt: skip
+        last = {line["task"]: float(line["value"]) for line in engine.run(stream).events if line["event"] == "evaluation"}
+        return min(last.values())
+
+    for seed in (0, 1):
+        active = worst(ActiveSampling(rule=rule, temperature=0.2), seed)
+        assert active > worst(TemperatureSampling(temperature=1.0), seed) + 0.1
