@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from streamlearn.plugins.gradients.clipping import Clipping
     from streamlearn.plugins.gradients.gem import GEM
     from streamlearn.plugins.gradients.graddrop import GradDrop
+    from streamlearn.plugins.gradients.gradient_similarity import GradientSimilarity
     from streamlearn.plugins.gradients.gradvac import GradVac
     from streamlearn.plugins.gradients.imtl_g import IMTLG
     from streamlearn.plugins.gradients.mgda import MGDA
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from streamlearn.plugins.regularization.mixup import Mixup
     from streamlearn.plugins.regularization.sam import SAM
     from streamlearn.plugins.regularization.si import SI
+    from streamlearn.plugins.regularization.soft_sharing import SoftSharing
+    from streamlearn.plugins.regularization.task_relationships import TaskRelationships
+    from streamlearn.plugins.regularization.trace_norm import TraceNorm
     from streamlearn.plugins.replay.der import DER
     from streamlearn.plugins.replay.er_ace import ERACE
     from streamlearn.plugins.replay.experience_weighting import ExperienceWeighting
@@ -53,7 +57,9 @@ if TYPE_CHECKING:
     from streamlearn.plugins.replay.replay import Replay
     from streamlearn.plugins.replay.slda import SLDA
     from streamlearn.plugins.scheduling.active_sampling import ActiveSampling
+    from streamlearn.plugins.scheduling.annealed_sampling import AnnealedSampling
     from streamlearn.plugins.scheduling.curriculum import Curriculum
+    from streamlearn.plugins.scheduling.round_robin import RoundRobin
     from streamlearn.plugins.scheduling.temperature_sampling import TemperatureSampling
     from streamlearn.plugins.scheduling.updates_per_batch import UpdatesPerBatch
     from streamlearn.plugins.sharing.cross_stitch import CrossStitch
@@ -72,7 +78,9 @@ if TYPE_CHECKING:
     from streamlearn.plugins.tracking.csv_tracker import CSVTracker
     from streamlearn.plugins.weighting.constant_weighting import ConstantWeighting
     from streamlearn.plugins.weighting.dwa import DWA
+    from streamlearn.plugins.weighting.famo import FAMO
     from streamlearn.plugins.weighting.gls import GLS
+    from streamlearn.plugins.weighting.gradnorm import GradNorm
     from streamlearn.plugins.weighting.group_dro import GroupDRO
     from streamlearn.plugins.weighting.imtl_l import IMTLL
     from streamlearn.plugins.weighting.rlw import RLW
@@ -88,6 +96,7 @@ __all__ = [
     "EMA",
     "ERACE",
     "EWC",
+    "FAMO",
     "GEM",
     "GLS",
     "HAT",
@@ -108,6 +117,7 @@ __all__ = [
     "WA",
     "ActiveSampling",
     "AlignedMTL",
+    "AnnealedSampling",
     "BiC",
     "CAGrad",
     "CSVTracker",
@@ -123,7 +133,9 @@ __all__ = [
     "GDumb",
     "GenerativeReplay",
     "GradDrop",
+    "GradNorm",
     "GradVac",
+    "GradientSimilarity",
     "GroupDRO",
     "ICaRLLoss",
     "Joint",
@@ -142,11 +154,15 @@ __all__ = [
     "RanPAC",
     "Replay",
     "Reptile",
+    "RoundRobin",
     "SeparateNetworks",
     "Sluice",
+    "SoftSharing",
+    "TaskRelationships",
     "TaskRouting",
     "TemperatureSampling",
     "Tent",
+    "TraceNorm",
     "UPGrad",
     "UncertaintyWeighting",
     "UpdatesPerBatch",
@@ -162,6 +178,7 @@ _HOME = {
     "EMA": "regularization.ema",
     "ERACE": "replay.er_ace",
     "EWC": "regularization.ewc",
+    "FAMO": "weighting.famo",
     "GEM": "gradients.gem",
     "GLS": "weighting.gls",
     "HAT": "sharing.hat",
@@ -182,6 +199,7 @@ _HOME = {
     "WA": "distillation.wa",
     "ActiveSampling": "scheduling.active_sampling",
     "AlignedMTL": "gradients.aligned_mtl",
+    "AnnealedSampling": "scheduling.annealed_sampling",
     "BiC": "distillation.bic",
     "CAGrad": "gradients.cagrad",
     "CSVTracker": "tracking.csv_tracker",
@@ -197,7 +215,9 @@ _HOME = {
     "GDumb": "replay.gdumb",
     "GenerativeReplay": "replay.generative_replay",
     "GradDrop": "gradients.graddrop",
+    "GradNorm": "weighting.gradnorm",
     "GradVac": "gradients.gradvac",
+    "GradientSimilarity": "gradients.gradient_similarity",
     "GroupDRO": "weighting.group_dro",
     "ICaRLLoss": "distillation.icarl_loss",
     "Joint": "replay.joint",
@@ -216,11 +236,15 @@ _HOME = {
     "RanPAC": "replay.ranpac",
     "Replay": "replay.replay",
     "Reptile": "meta.reptile",
+    "RoundRobin": "scheduling.round_robin",
     "SeparateNetworks": "sharing.separate_networks",
     "Sluice": "sharing.sluice",
+    "SoftSharing": "regularization.soft_sharing",
+    "TaskRelationships": "regularization.task_relationships",
     "TaskRouting": "sharing.task_routing",
     "TemperatureSampling": "scheduling.temperature_sampling",
     "Tent": "adaptation.tent",
+    "TraceNorm": "regularization.trace_norm",
     "UPGrad": "gradients.upgrad",
     "UncertaintyWeighting": "weighting.uncertainty_weighting",
     "UpdatesPerBatch": "scheduling.updates_per_batch",

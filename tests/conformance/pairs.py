@@ -38,6 +38,9 @@ WANTS = {
     "packnet": "a task for each experience",
     "hat": "a task for each experience",
     "separate_networks": "a task for each experience",
+    "soft_sharing": "a task for each experience",  # heads of equal shape, to compare
+    "trace_norm": "a task for each experience",
+    "task_relationships": "a task for each experience",
 }
 """What kind of stream a plugin is made for, if not any."""
 
@@ -91,6 +94,7 @@ def teacher(size: int) -> nn.Module:
 SPECIAL: Mapping[str, Callable[[Path, str], Mapping[str, Any]]] = {
     "constant_weighting": lambda folder, kind: {"weights": {KINDS[kind][0].name: 3.0}},
     "csv_tracker": lambda folder, kind: {"path": folder / "run.csv"},
+    "gradient_similarity": lambda folder, kind: {"main": KINDS[kind][0].name},
     "multi_teacher": lambda folder, kind: {"teachers": {task.name: teacher(task.size) for task in KINDS[kind]}},
     "agem": lambda folder, kind: {"capacity": 12},
     "frozen_backbone": lambda folder, kind: {"patterns": ("encoder.0.*",)},  # what learns from features has something to do
