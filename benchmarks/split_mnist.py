@@ -3,8 +3,11 @@
     STREAMLEARN_DATA=... python benchmarks/split_mnist.py [--jobs 2] [--scenario class] [--method ER] [--seeds 10]
 
 Five contexts of two digits, reshuffled with every seed; MLP 784-400-400, Adam 1e-3 that is not reset, 2,000 iterations a context in
-batches of 128, inputs in [0, 1]. Writes benchmarks/results/split_mnist.json after every run; what is in it already, for the same settings,
-is not run again.
+batches of 128, inputs in [0, 1]. As in the authors' code the tasks of the task-incremental scenario read parts of one output layer: its
+other units have a gradient of zero in a step, not none, so that Adam's momentum moves them on. (With a head for each task, which rests
+while the batch has no rows of it, training without a method forgets less: 88.8 ± 1.3 in place of 84.3.)
+
+Writes benchmarks/results/split_mnist.json after every run; what is in it already, for the same settings, is not run again.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,14 +25,25 @@ import numpy as np
 import torch
 from scipy import stats
 from timing import save
+from torch import Tensor, nn
 
 from streamlearn import Engine, Plugin, models, plugins, streams
+from streamlearn.models import SharedOutput
 
 SCENARIOS = ("task", "domain", "class")
 HIDDEN = {"separate networks": [100, 100]}
 """Units of the hidden layers where they are not 400 and 400."""
 MEMORY = {"capacity": 100, "policy": "class_balanced", "budget": "per_group"}
 ITERATIONS = 2000
+
+
+class OneLayer(SharedOutput):
+    """One output layer for all tasks: each reads units of its own, in the order in which tasks come."""
+
+    def forward(self, features: Tensor, task: str) -> Tensor:
+        sizes = self.sizes()
+        start = sum(list(sizes.values())[: list(sizes).index(task)])
+        return features[:, start : start + sizes[task]]
 
 
 class Row(NamedTuple):
@@ -86,19 +101,30 @@ def settings_of(scenario: str, method: str) -> dict[str, Any]:
     iterations = 5 * ITERATIONS if method == "joint" else ITERATIONS
     listed = [repr(plugin) for plugin in STRATEGIES[method](scenario)]
     found = {"scenario": scenario, "iterations": iterations, "plugins": listed}
-    return found | ({"hidden": HIDDEN[method]} if method in HIDDEN else {})
+    return found | ({"hidden": HIDDEN[method]} if method in HIDDEN else {"outputs": "one layer"} if scenario == "task" else {})
+
+
+def network(stream: streams.Stream, settings: dict[str, Any], seed: int) -> models.Model:
+    """The perceptron of a run."""
+    hidden = settings.get("hidden", [400, 400])
+    if "outputs" not in settings:
+        return models.mlp(stream, hidden=hidden)
+    torch.manual_seed(seed)
+    sizes = [784, *hidden, sum(task.size for task in stream.tasks)]
+    layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
+    return models.Model(nn.Sequential(nn.Flatten(), *layers[:-1]), OneLayer())
 
 
 def one(scenario: str, method: str, seed: int) -> dict[str, Any]:
     """Final accuracy on the test rows of each context, in per cent."""
     torch.set_num_threads(1)
     started = time.process_time()
-    stream = stream_of(scenario, method, seed)
+    stream, settings = stream_of(scenario, method, seed), settings_of(scenario, method)
     engine = Engine(
-        models.mlp(stream, hidden=HIDDEN.get(method, [400, 400])),
+        network(stream, settings, seed),
         lambda p: torch.optim.Adam(p, lr=1e-3, fused=True),  # the same update in one kernel: half the time of a step
         STRATEGIES[method](scenario),
-        iterations=settings_of(scenario, method)["iterations"],
+        iterations=settings["iterations"],
         batch_size=128,
         drop_last=True,
         evaluate="end",

@@ -44,7 +44,7 @@ OPTIONS: Mapping[str, Callable[[Path], Mapping[str, Any]]] = {
 }
 """Options of those that need some; memories small enough to be full."""
 
-BESIDE: Mapping[str, Sequence[type[Plugin]]] = dict.fromkeys(("soft_sharing", "trace_norm", "task_relationships"), [SeparateNetworks])
+BESIDE: Mapping[str, Sequence[type[Plugin]]] = dict.fromkeys(("soft_sharing", "trace_norm", "task_relationships"), (SeparateNetworks,))
 """What stands beside those that compare the networks of tasks, which the kit's own model has not."""
 
 
