@@ -19,7 +19,8 @@ Recipe = Callable[[], "Model"]
 class Heads(nn.Module):
     """One linear head per task, by the task's name.
 
-    A head grows when its task does: the new layer keeps the leading slice of the old one, and the parameters keep their names.
+    A head grows when its task does: the new layer keeps the leading slice of the old one, and the parameters keep their names. A head
+    that comes later is of the type of those that are there, and where they are.
 
     Args:
         features: width of what the encoder hands over.
@@ -40,8 +41,11 @@ class Heads(nn.Module):
         if isinstance(old, nn.Linear) and old.out_features >= task.size:
             return False
         new = nn.Linear(self.features, task.size)
+        like = old.weight if isinstance(old, nn.Linear) else next(self.by_task.parameters(), None)
+        if like is not None:
+            new = new.to(like)
         if isinstance(old, nn.Linear):
-            new = new.to(old.weight).requires_grad_(old.weight.requires_grad)  # a frozen head stays frozen
+            new.requires_grad_(old.weight.requires_grad)  # a frozen head stays frozen
             with torch.no_grad():
                 new.weight[: old.out_features] = old.weight
                 new.bias[: old.out_features] = old.bias
@@ -145,7 +149,11 @@ class Model(nn.Module):
 
     def grow(self, tasks: Iterable[Task]) -> bool:
         """Make room for ``tasks``; whether any parameter was added or exchanged. Names never change."""
+        are_first = next(self.heads.parameters(), None) is None
         grown = [self.heads.grow(task) for task in tasks]  # every one, not only until the first that grows
+        like = next((p for p in self.encoder.parameters() if p.is_floating_point()), None)
+        if are_first and any(grown) and like is not None:
+            self.heads.to(like)  # there was no other head to tell them the type of the model
         return any(grown)
 
     def shared_names(self) -> frozenset[str]:

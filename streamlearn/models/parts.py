@@ -82,7 +82,6 @@ class PartedHeads(Heads):
             if task not in self.keys:
                 self.keys[task] = key
                 like = next(self.by_task.parameters())
-                self.by_task[key].to(like)  # a new head is of torch's default type, whatever the model's is
                 self.add(task, key, like)
         if len(self.keys) > len(old):
             self.meet(old, list(self.keys.values())[len(old) :])

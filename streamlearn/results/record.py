@@ -5,8 +5,10 @@ Metrics, tables and figures are computed from it and from nothing else. The even
     {"event": "evaluation", "trained", "set", ...}   one measured value; ``trained`` is a row, ``set`` a column of the matrix;
                                                      with a last key ``within`` it was taken inside an experience: no row
     {"event": "experience", "index", "name", ...}    an experience has been trained
+    {"event": "prequential", "experience", ...}      one value of the outputs made before each update, where there are ``target`` rows alone
     {"event": "cost", "trained", ...}                what the run held when an evaluation set had been learnt, and passes per update
     {"event": "epoch", "experience", "phase", ...}   the mean losses of an epoch
+    {"event": "gradients", "experience", ...}        where a combiner acted: how the rows' gradients stood to each other in an epoch
     {"event": "time", "what", "index", "seconds"}    kept in a record of its own: times differ between equal runs
 """
 

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from streamlearn import Engine
 from streamlearn.errors import ConfigurationError, DataError
 from streamlearn.models import Heads, Model
 from streamlearn.streams import Task
+from tests.core.support import final, growing_stream, probe, sgd
 
 
 def test_a_head_grows_and_keeps_its_leading_slice_and_name() -> None:
@@ -25,6 +27,38 @@ def test_a_frozen_head_stays_frozen_when_it_grows() -> None:
     heads.requires_grad_(False)
     heads.grow(Task("t", size=4))
     assert not any(p.requires_grad for p in heads.parameters())
+
+
+def test_a_head_that_comes_later_is_of_the_type_of_the_others_and_where_they_are() -> None:
+    heads = Heads(3, [Task("a", size=2)]).double()
+    heads.grow(Task("b", size=4))
+    assert {p.dtype for p in heads.parameters()} == {torch.float64}
+    assert all(p.requires_grad for p in heads.parameters())
+    assert heads(torch.zeros(1, 3, dtype=torch.float64), "b").shape == (1, 4)
+    heads.to("meta").grow(Task("c", size=1))
+    assert {p.device.type for p in heads.parameters()} == {"meta"}
+    frozen = Heads(3, [Task("a", size=2)]).requires_grad_(False)
+    frozen.grow(Task("b", size=2))
+    assert [p.requires_grad for p in frozen.parameters()] == [False, False, True, True], "whether others are frozen says nothing"
+
+
+def test_the_first_heads_are_of_the_type_of_the_encoder() -> None:
+    model = Model(nn.Linear(3, 3).double(), Heads(3))
+    assert model.grow([Task("a", size=2), Task("b", size=3)])
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    assert model(torch.zeros(1, 3, dtype=torch.float64), "b").shape == (1, 3)
+    model.heads.float()
+    model.grow([Task("c", size=1)])
+    assert {p.dtype for p in model.heads.parameters()} == {torch.float32}, "later ones follow the heads"
+
+
+def test_a_model_in_double_precision_learns_a_task_that_nobody_announced() -> None:
+    stream = growing_stream()
+    model = Model(nn.Sequential(nn.Linear(6, 5), nn.Tanh()), Heads(5)).double()
+    to_double = probe("to_double", transform_batch=lambda batch: batch.replace(x=batch.x.double()))
+    found, _ = final(Engine(model, sgd(), [to_double], batch_size=10, evaluate="never"), stream)
+    assert {name.split(".")[2] for name in found if name.startswith("heads.")} == {"t", "other"}
+    assert {value.dtype for value in found.values()} == {torch.float64}
 
 
 def test_every_task_grows_and_not_only_the_first_that_changes() -> None:

@@ -60,12 +60,12 @@ class MultiHead(Plugin):
         """Split a plain module into trunk and heads."""
         if not model.is_plain:
             return model
-        path, width = self._layer(model.encoder)
+        path, layer = self._layer(model.encoder)
         trunk = nn.Identity() if not path else _without(model.encoder, path)
-        _check_width(trunk, path, width, run.stream.input_shape)
-        return Model(trunk, Heads(width, run.stream.tasks))
+        _check_width(trunk, path, layer, run.stream.input_shape)
+        return Model(trunk, Heads(layer.in_features, run.stream.tasks).to(layer.weight))
 
-    def _layer(self, module: nn.Module) -> tuple[str, int]:
+    def _layer(self, module: nn.Module) -> tuple[str, nn.Linear]:
         linear = {path: layer for path, layer in module.named_modules() if isinstance(layer, nn.Linear)}
         path = self.config.layer or next(reversed(linear), None)
         if path is None or path not in linear:
@@ -73,15 +73,16 @@ class MultiHead(Plugin):
                 f"multi_head: the model has no linear layer {self.config.layer or ''!r} (it has: {', '.join(linear) or 'none'}): "
                 "name its output layer, as in MultiHead(layer='classifier')"
             )
-        return path, linear[path].in_features
+        return path, linear[path]
 
 
-def _check_width(trunk: nn.Module, path: str, width: int, input_shape: tuple[int, ...]) -> None:
+def _check_width(trunk: nn.Module, path: str, layer: nn.Linear, input_shape: tuple[int, ...]) -> None:
     """Pass one input of zeros through the trunk, to see that the layer taken off was its last."""
+    width, like = layer.in_features, layer.weight
     training = {module: module.training for module in trunk.modules()}
     try:
         with torch.no_grad():
-            features = tuple(trunk.eval()(torch.zeros(1, *input_shape)).shape)
+            features = tuple(trunk.eval()(like.new_zeros(1, *input_shape)).shape)
     except RuntimeError as error:
         features = (str(error).splitlines()[0],)
     for module, mode in training.items():

@@ -9,7 +9,7 @@ from torch import nn
 from streamlearn import Engine, models, streams
 from streamlearn.errors import ConfigurationError
 from streamlearn.plugins import MultiHead
-from tests.core.support import class_stream, growing_stream, net, separate_task_stream, sgd
+from tests.core.support import class_stream, growing_stream, net, separate_task_stream, sgd, two_task_stream
 
 
 def test_a_plain_module_is_split_into_trunk_and_heads() -> None:
@@ -29,6 +29,11 @@ def test_the_layer_can_be_named_and_must_exist() -> None:
         Engine(net(), sgd(), [MultiHead(layer="classifier")]).run(class_stream())
     with pytest.raises(ConfigurationError, match="the model has no linear layer"):
         Engine(nn.Flatten(), sgd(), [MultiHead()]).run(class_stream())
+
+
+def test_heads_are_of_the_type_of_the_layer_that_they_replace() -> None:
+    model: Any = Engine(net().double(), sgd(), [MultiHead()]).run(two_task_stream(torch.float64)).model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
 
 
 def test_heads_arrive_with_their_tasks_and_models_with_heads_are_left_alone() -> None:
