@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from streamlearn import Engine, models
+from streamlearn.core import registry
 from streamlearn.core.checkpoint import latest_checkpoint, read_checkpoint
+from streamlearn.core.deprecation import hooks_of
 from streamlearn.core.gradients import TaskRows
 from streamlearn.errors import DivergenceError
 from streamlearn.plugins import EWC, MGDA, MGDAUB, LwF, PCGrad, Replay, UncertaintyWeighting
 from streamlearn.plugins.gradients.aligned_mtl import AlignedMTL
 from streamlearn.plugins.gradients.cagrad import CAGrad
 from streamlearn.plugins.gradients.graddrop import GradDrop
+from streamlearn.plugins.gradients.gradient_similarity import GradientSimilarity
 from streamlearn.plugins.gradients.gradvac import GradVac
 from streamlearn.plugins.gradients.imtl_g import IMTLG
 from streamlearn.plugins.gradients.nash_mtl import NashMTL
@@ -32,6 +35,7 @@ COMBINERS: dict[str, Callable[[], Any]] = {
     "gradvac": lambda: GradVac(decay=0.5),
     "cagrad": CAGrad,
     "cagrad/square": lambda: CAGrad(radius=0.9, rescale="square"),
+    "cagrad/wide": lambda: CAGrad(radius=1.0),
     "graddrop": lambda: GradDrop(leak=0.1),
     "graddrop/parameters": lambda: GradDrop(at="parameters"),
     "nash": lambda: NashMTL(max_norm=None),
@@ -42,10 +46,27 @@ COMBINERS: dict[str, Callable[[], Any]] = {
     "upgrad": UPGrad,
     "mgda": MGDA,
     "mgda_ub": MGDAUB,
+    "similarity": lambda: GradientSimilarity(main="a"),
+    "similarity/weighted": lambda: GradientSimilarity(main="a", rule="weighted"),
 }
 ALL = list(COMBINERS)
 ORDERED = [name for name in ALL if name not in ("pcgrad", "gradvac")]  # those that draw no order
+NAMING = ("similarity", "similarity/weighted")  # in which one task, by its name, is not like the others
 SCALELESS = ("nash", "nash/clipped")
+PROMISING = ("mgda", "mgda_ub", "upgrad", "nash", "nash/clipped", "imtl_g", "cagrad/wide")
+NOT_PROMISING = {
+    "pcgrad": "a projection may bring back a conflict with a row met before; with two rows there is none",
+    "gradvac": "it is PCGrad while its targets are 0",
+    "cagrad": "the ball about the mean gradient has no such direction in it, for a radius below 1",
+    "cagrad/square": "the same",
+    "graddrop": "entries are dropped whatever the rows' products",
+    "graddrop/parameters": "the same",
+    "aligned": "g agrees with the aligned rows, not with the rows",
+    "aligned/rmse": "the same",
+    "similarity": "the main task is protected, no auxiliary one is",
+    "similarity/weighted": "the same",
+}
+"""Those that may conflict with a row, and why."""
 CONFLICTING = torch.tensor([[1.0, 0.0, 0.1], [-1.0, 1.0, 0.0], [-0.5, -1.5, 0.2]], dtype=torch.float64)
 
 
@@ -62,6 +83,7 @@ def combined(plugin: Any, matrix: Tensor, names: Sequence[str] = "abcdefgh", see
     if plugin.info.rows == "features":
         features = torch.randn(3, matrix.shape[1] // 3, generator=torch.Generator().manual_seed(5), dtype=matrix.dtype)
     run = SimpleNamespace(
+        tasks=dict.fromkeys(names),
         value=lambda plugin, option: getattr(plugin.config, option),
         generator=lambda plugin, purpose="": torch.Generator().manual_seed(seed),
     )
@@ -86,7 +108,9 @@ def test_the_order_of_the_rows_and_their_names_are_nothing(name: str) -> None:
     for seed in range(5):
         matrix, order = jacobian(4, seed), torch.randperm(4, generator=torch.Generator().manual_seed(seed))
         usual = combined(COMBINERS[name](), matrix)
-        torch.testing.assert_close(combined(COMBINERS[name](), matrix[order], "zyxw"), usual, rtol=1e-7, atol=1e-9)
+        moved = ["abcd"[place] for place in order.tolist()]
+        for names in (moved, *(["zyxw"] if name not in NAMING else [])):
+            torch.testing.assert_close(combined(COMBINERS[name](), matrix[order], names), usual, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["pcgrad", "gradvac"])
@@ -110,7 +134,7 @@ def test_doubled_losses_double_the_gradient_except_with_nash(name: str) -> None:
 
 
 @pytest.mark.parametrize("rows", [2, 3, 5])
-@pytest.mark.parametrize("name", ["mgda", "mgda_ub", "upgrad", "nash", "nash/clipped", "imtl_g"])
+@pytest.mark.parametrize("name", PROMISING)
 def test_those_that_promise_it_conflict_with_no_row(name: str, rows: int) -> None:
     for seed in range(20):
         matrix = jacobian(rows, seed)
@@ -118,18 +142,30 @@ def test_those_that_promise_it_conflict_with_no_row(name: str, rows: int) -> Non
         assert float((matrix @ found / matrix.norm(dim=1)).min()) >= -1e-7 * float(found.norm())
 
 
-@pytest.mark.parametrize("name", ["pcgrad", "gradvac", "aligned", "graddrop/parameters", "cagrad"])
+@pytest.mark.parametrize("name", NOT_PROMISING)
 def test_those_that_do_not_promise_it_may_conflict(name: str) -> None:
-    least = [float((m @ combined(COMBINERS[name](), m) / m.norm(dim=1)).min()) for m in (jacobian(4, seed, 6) for seed in range(40))]
+    almost_opposite = torch.tensor([[1.0, 0, 0, 0, 0, 0], [-0.5, 0.01, 0, 0, 0, 0]], dtype=torch.float64)
+    matrices = [almost_opposite, *(jacobian(4, seed, 6) for seed in range(40))]
+    least = [float((m @ combined(COMBINERS[name](), m) / m.norm(dim=1)).min()) for m in matrices]
     assert min(least) < -1e-3
 
 
+def test_who_promises_it_and_who_does_not() -> None:
+    """Every combiner there is says one or the other."""
+    assert sorted([*PROMISING, *NOT_PROMISING]) == sorted(ALL)
+    family = [plugin.name for plugin in registry.installed() if plugin.distribution == "streamlearn" and plugin.family == "gradients"]
+    combiners = [name for name in family if "provide_gradient_combination" in hooks_of(registry.load(name))]
+    assert sorted({COMBINERS[name]().name for name in ALL}) == sorted(combiners)
+
+
 def test_two_rows() -> None:
-    """UPGrad is half of PCGrad; Nash and IMTL-G halve the angle."""
+    """UPGrad is half of PCGrad, and neither conflicts with a row; Nash and IMTL-G halve the angle."""
     for seed in range(20):
         matrix = jacobian(2, seed)
         units = matrix / matrix.norm(dim=1, keepdim=True)
-        torch.testing.assert_close(2 * combined(UPGrad(), matrix), combined(PCGrad(), matrix))
+        projected = combined(PCGrad(), matrix)
+        torch.testing.assert_close(2 * combined(UPGrad(), matrix), projected)
+        assert float((units @ projected).min()) >= -1e-9 * float(projected.norm())
         assert parallel(combined(NashMTL(), matrix), units.sum(0))
         assert parallel(combined(IMTLG(), matrix), units.sum(0))
 
@@ -283,7 +319,9 @@ def test_stopped_and_resumed(name: str, tmp_path: Path) -> None:
     assert told[0]
 
 
-@pytest.mark.parametrize("name", ["pcgrad", "gradvac", "cagrad", "nash", "imtl_g", "aligned", "upgrad", "graddrop/parameters"])
+@pytest.mark.parametrize(
+    "name", ["pcgrad", "gradvac", "cagrad", "nash", "imtl_g", "aligned", "upgrad", "graddrop/parameters", "similarity"]
+)
 def test_microbatches_combine_the_whole_batch_once(name: str) -> None:
     stream = two_task_stream(dtype=torch.float64)
     found = []

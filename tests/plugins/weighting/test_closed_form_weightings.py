@@ -1,23 +1,27 @@
-"""What all weightings of closed form, and those with one learned number, have in common."""
+"""What all weightings have in common: order and names of tasks, one task, absent ones, what is no number, what stands beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from scipy.stats import ks_2samp
 from torch import Tensor, nn
 
 from streamlearn import Engine, models
+from streamlearn.core import registry
 from streamlearn.core.checkpoint import latest_checkpoint, read_checkpoint
 from streamlearn.core.plugin import Plugin
 from streamlearn.errors import CompositionError, DivergenceError
-from streamlearn.plugins import EWC, MGDA, LwF, PCGrad, Replay
+from streamlearn.plugins import EWC, MGDA, GroupDRO, LwF, PCGrad, Replay, UncertaintyWeighting
 from streamlearn.plugins.weighting.constant_weighting import ConstantWeighting
 from streamlearn.plugins.weighting.dwa import DWA
+from streamlearn.plugins.weighting.famo import FAMO
 from streamlearn.plugins.weighting.gls import GLS
+from streamlearn.plugins.weighting.gradnorm import GradNorm
 from streamlearn.plugins.weighting.imtl_l import IMTLL
 from streamlearn.plugins.weighting.rlw import RLW
 from streamlearn.streams import Stream, Task
@@ -33,7 +37,21 @@ MAKERS: dict[str, Callable[[], Plugin]] = {
     "rlw_of_one": lambda: RLW(distribution="constrained_bernoulli", total="tasks"),
     "gls": GLS,
     "imtl_l": lambda: IMTLL(initial=0.2, learning_rate=0.1),
+    "uncertainty": lambda: UncertaintyWeighting(initial=-0.2, learning_rate=0.1),
+    "famo": lambda: FAMO(learning_rate=0.1),
+    "gradnorm": lambda: GradNorm(learning_rate=0.1),
+    "gradnorm/softmax": lambda: GradNorm(weights="softmax", layer="all", learning_rate=0.1),
+    "group_dro": lambda: GroupDRO(step_size=0.3),
 }
+DRAWN = ("rlw", "rlw_of_one")
+"""Those in which the name of a task decides what is drawn for it."""
+NOT_BY_PARTS = {
+    "gls": "s is the mean of the geometric means of the parts",
+    "famo": "s is no sum: its weights c z/D are those of each part",
+    "gradnorm": "the slopes are the mean of those of the parts, with their norms and rates",
+    "gradnorm/softmax": "the slopes are the mean of those of the parts, with their norms and rates",
+}
+"""Those in which micro-batches are documented to be another method, and why."""
 every = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 
 
@@ -51,12 +69,13 @@ def left(stream: Stream, *plugins: Any, **options: Any) -> dict[str, Tensor]:
     return final(Engine(model_of(stream), sgd(), list(plugins), **({"batch_size": 8, "epochs": 4, "seed": 2} | options)), stream)[0]
 
 
-def of_tasks(*names: str, unlabelled: str = "", rows: int = 16) -> Stream:
-    """All tasks on every row, listed as given; "a" has 6 classes and "b" 3, whatever comes first."""
+def of_tasks(*tasks_of: str, unlabelled: str = "", rows: int = 16, names: Mapping[str, str] | None = None) -> Stream:
+    """All tasks on every row, listed as given; "a" has 6 classes and "b" 3, whatever comes first, and by which ``names`` they go."""
     source = blobs(rows, 6, dtype=torch.float64)
-    tasks = {name: Task(name, size=3 if name == "b" else 6) for name in (*names, *unlabelled)}
+    go_by = {task: task for task in (*tasks_of, *unlabelled)} | dict(names or {})
+    tasks = {task: Task(go_by[task], size=3 if task == "b" else 6) for task in (*tasks_of, *unlabelled)}
     labels = {"a": Target("y"), "b": Target("y", torch.arange(6) % 3)}
-    data = Data(source, torch.arange(rows), tuple(tasks.values()), {name: labels[name] for name in names})
+    data = Data(source, torch.arange(rows), tuple(tasks.values()), {go_by[task]: labels[task] for task in tasks_of})
     return stream_of([(data, tuple(tasks.values()))], tuple(tasks.values()))
 
 
@@ -65,6 +84,42 @@ def test_the_order_of_the_tasks_does_not_count(make: Any) -> None:
     one, other = left(of_tasks("a", "b"), make()), left(of_tasks("b", "a"), make())
     for name, value in one.items():
         torch.testing.assert_close(other[name], value, rtol=1e-9, atol=1e-12)
+
+
+def called(names: Mapping[str, str], make: Any, *plugins: Any, **options: Any) -> list[Tensor]:
+    """What is left of a model whose tasks "a" and "b" go by ``names``, and whose heads start as theirs do."""
+    stream = of_tasks("a", "b", names=names)
+    model = models.mlp(stream, (8,)).double()
+    model.load_state_dict(dict(zip(model.state_dict(), model_of(of_tasks("a", "b")).state_dict().values(), strict=True)))
+    weighting = ConstantWeighting(weights={names["a"]: 0.5, names["b"]: 2.0}) if make is MAKERS["constant"] else make()
+    return list(final(Engine(model, sgd(), [weighting, *plugins], **({"batch_size": 8, "epochs": 4} | options)), stream)[0].values())
+
+
+USUAL = {"a": "a", "b": "b"}
+OTHER_NAMES = ({"a": "b", "b": "a"}, {"a": "z.y", "b": "train"}, {"a": "x/y", "b": "x"})
+
+
+@pytest.mark.parametrize("names", OTHER_NAMES, ids=lambda names: " ".join(names.values()))
+@pytest.mark.parametrize("name", [name for name in MAKERS if name not in DRAWN])
+def test_the_names_of_the_tasks_do_not_count(name: str, names: Any) -> None:
+    for found, value in zip(called(names, MAKERS[name]), called(USUAL, MAKERS[name]), strict=True):
+        torch.testing.assert_close(found, value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_where_weights_are_drawn_their_distribution_knows_no_names(name: str) -> None:
+    drawn = []
+    for names in (USUAL, *OTHER_NAMES):
+        weights: list[dict[str, float]] = []
+        called(names, MAKERS[name], watching(weights), epochs=150, evaluate="never")
+        drawn.append(torch.tensor([step[names["a"]] / sum(step.values()) for step in weights]))
+    usual, *others = drawn
+    assert len(usual) == 300
+    assert float(usual.std()) > 0.1
+    for other in others:
+        assert not torch.equal(other, usual), "the draws themselves do know them"
+        assert ks_2samp(usual, other).pvalue > 1e-3
+        assert abs(float(other.mean()) - 0.5) < 4 * float(other.std()) / len(other) ** 0.5
 
 
 @every
@@ -112,16 +167,18 @@ def test_a_sum_combiner_changes_nothing(make: Any) -> None:
         torch.testing.assert_close(combined[name], value, rtol=1e-8, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", ["constant", "dwa", "rlw", "imtl_l"])
-def test_micro_batches_of_equal_size_change_nothing(name: str) -> None:
-    """s is linear in the losses. (GLS is not: see there.)"""
+@pytest.mark.parametrize("name", MAKERS)
+def test_micro_batches_of_equal_size_change_nothing_but_where_it_says_so(name: str) -> None:
     whole, parts = (left(of_tasks("a", "b"), MAKERS[name](), microbatches=count) for count in (1, 2))
+    if name in NOT_BY_PARTS:
+        assert max(float((parts[key] - value).abs().max()) for key, value in whole.items()) > 1e-6
+        return
     for key, value in whole.items():
         torch.testing.assert_close(parts[key], value, rtol=1e-8, atol=1e-11)
 
 
 COMBINED = [pytest.param(make, combiner, id=f"{name}-{combiner.__name__}") for name, make in MAKERS.items()
-            for combiner in (PCGrad, MGDA) if (name, combiner) != ("rlw_of_one", MGDA)]  # fmt: skip
+            for combiner in (PCGrad, MGDA)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("make", "combiner"), COMBINED)
@@ -138,6 +195,25 @@ def test_beside_replay_penalties_a_teacher_and_a_combiner(make: Any, combiner: A
     for before, after in zip(starts, [*starts[1:], found], strict=True):
         assert any(not torch.equal(after[name], value) for name, value in before.items() if name.startswith("encoder."))
     assert {task for row in weights[-6:] for task in row} == {"a", "b", "c"}, "the memory has rows of the task that has left"
+
+
+@every
+def test_what_a_task_has_follows_its_name_and_not_its_place(make: Any) -> None:
+    """In the place of a task that has left stands a new one, or one that was elsewhere: every weight is what it is in another order."""
+    seen: list[list[dict[str, float]]] = [[], []]
+    words = (("ab", "cb", "ac", "bca"), ("ba", "bc", "ca", "abc"))
+    for weights, order in zip(seen, words, strict=True):
+        left(changing_tasks(*order, dtype=torch.float64), ConstantWeighting(weights={"b": 2.0}) if make is MAKERS["constant"] else make(),
+             watching(weights))  # fmt: skip
+    assert len(seen[0]) == 32
+    for one, other in zip(*seen, strict=True):
+        assert other == pytest.approx(one, rel=1e-9, abs=1e-12)
+
+
+def test_every_weighting_is_here() -> None:
+    known = [plugin.name for plugin in registry.installed() if plugin.distribution == "streamlearn" and plugin.family == "weighting"]
+    assert sorted({make().name for make in MAKERS.values()}) == sorted(known)
+    assert {*DRAWN, *NOT_BY_PARTS} <= MAKERS.keys()
 
 
 @every
