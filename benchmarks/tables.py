@@ -223,11 +223,109 @@ def continual(figures: dict[str, Any]) -> Iterator[str]:
     yield ""
 
 
+def per_cent(found: list[float]) -> str:
+    return f"{100 * found[0]:.1f} ± {100 * found[1]:.1f}"
+
+
+def signed(value: float) -> str:
+    return f"{round(value, 1) + 0.0:+.1f}"  # never -0.0
+
+
+def interval(middle: float, half: float | None) -> str:
+    return signed(middle) if half is None else f"{signed(middle)} ({signed(middle - half)} to {signed(middle + half)})"
+
+
+def multitask(figures: dict[str, Any]) -> Iterator[str]:
+    yield from ("## Two tasks at once: weightings and combiners", "")
+    yield "`STREAMLEARN_DATA=... python benchmarks/multitask.py`: which digit is at the left and which at the right of two that are laid"
+    yield "over one another; one encoder, a head for each. MultiDigits is made of scikit-learn's digits (MLP 144-64-64, Adam 0.001, batches"
+    yield "of 128, 30 epochs; once more with the loss of the right digit times 0.01, which equal weights do not hear; and once more for 120"
+    yield "epochs, since after 30 no network has fitted its rows and a method that is merely slower looks worse). MultiMNIST is made of"
+    yield "MNIST in the construction of Sener and Koltun 2018 (their LeNet, Adam from 0.01 down to 0.001, batches of 256, 6 epochs of"
+    yield "20,000 rows: far fewer than in published work, so no match for its figures; the module's docstring has all differences)."
+    yield "Options are defaults but where a row says otherwise; nothing is tuned for a row."
+    yield f"Accuracies in per cent, mean ± standard deviation over seeds. {machine(figures)}."
+    yield ""
+    yield "How to read it: Δm is the mean over tasks of the relative change against a model for each task alone, in per cent (above 0,"
+    yield "together is better). *Against equal* is the difference of Δm to equal weights with the same seeds, with its 95 % interval"
+    yield "(Student's t): where it holds 0, these runs cannot tell the two apart, and of twenty such intervals one misses 0 by chance."
+    yield "*Rank* is the mean over tasks of the rank of the mean accuracy, 1 for the best; between rows that cannot be told apart it is"
+    yield "noise. *Conflicts* is the share of updates in which the tasks' gradients had a negative cosine, at the shared parameters or at"
+    yield "the features."
+    yield ""
+    yield "What the tables do not say by themselves. UncertaintyWeighting and IMTL-L learn the logarithm of a scale, at the"
+    yield "learning rate of the model unless told otherwise: Adam at 0.001 moves it by some 0.36 in 360 updates, and a factor of 100 asks"
+    yield "for 4.6. MGDA without normalised gradients follows the shortest one, which a small loss has. For two tasks Nash-MTL has the"
+    yield "direction of IMTL-G and a length that never changes. Adam hides the length of a gradient, but not that it changes during a"
+    yield "run: a weighting whose gradients grow trains faster, one whose gradients shrink (GradNorm, which keeps the sum of the weights"
+    yield "and so comes down to the scale of the smallest loss) slower."
+    for table, runs in figures["tables"].items():
+        found = {name: run["summary"] for name, run in runs.items() if "summary" in run}
+        if not found:
+            continue
+        seeds = next(iter(found.values()))["seeds"]
+        yield from ("", f"{table}, {seeds} seeds:", "")
+        yield "| method | left | right | worst task | Δm | against equal | rank | conflicts |"
+        yield "|---|" + "---|" * 7
+        for name, row in found.items():
+            cells = [per_cent(row["accuracies"]["left"]), per_cent(row["accuracies"]["right"]), per_cent(row["worst"])]
+            cells.append(f"{signed(row['delta_m'][0])} ± {row['delta_m'][1]:.1f}" if "delta_m" in row else "")
+            cells.append(interval(*row["against_equal"]) if "against_equal" in row else "")
+            cells.append(f"{row['rank']:.1f}" if "rank" in row else "")
+            at = " (features)" if row.get("at") == "features" else ""
+            cells.append(f"{row['conflict_rate']:.2f}{at}" if "conflict_rate" in row else "")
+            yield f"| {name} | {' | '.join(cells)} |"
+    yield ""
+
+
+def scheduling(figures: dict[str, Any]) -> Iterator[str]:
+    runs = figures["runs"]
+    settings = next(iter(runs.values()))["settings"]
+    yield from ("## Ten tasks of unequal sizes: which one next", "")
+    smallest = round(settings["largest"] * settings["ratio"] ** (settings["tasks"] - 1))
+    yield f"`python benchmarks/scheduling.py`: {settings['tasks']} tasks, each on scikit-learn's digits with the pixels in an order of"
+    yield f"its own, from {settings['largest']} rows down to {smallest}, a quarter of them kept for validation. One layer of"
+    yield f"{settings['hidden']} units is shared; SGD {settings['learning_rate']}, batches of {settings['batch_size']} rows of one task, as"
+    yield "many updates for each strategy: those that it gives to the small tasks the large ones miss, so read the worst task and the mean"
+    yield "together. Accuracy in per cent, mean ± standard deviation over seeds (of rows, orders, weights and batches)."
+    yield f"{machine(figures)}."
+    yield from ("", "| strategy | seeds | updates | worst task | mean of tasks |", "|---|---|---|---|---|")
+    for name, run in runs.items():
+        found, updates = run["summary"], sorted({seed["updates"] for seed in run["seeds"].values()})
+        worst = per_cent([found["worst"], found["worst_sd"]])
+        yield f"| {name} | {found['seeds']} | {', '.join(map(str, updates))} | {worst} | {100 * found['mean']:.1f} |"
+    yield ""
+
+
+def combiners(figures: dict[str, Any]) -> Iterator[str]:
+    yield from ("## What gradients for each task cost", "")
+    yield "`python benchmarks/combiners.py`: whole steps (batch, forward, gradients, combination, update) of two networks with K tasks on"
+    yield "every row, batches of 128, SGD, over the step by hand with one backward pass of the summed losses. All but that one and the"
+    yield "engine without a combiner combine by MGDA. CPU time, one thread, candidates interleaved, medians of ratios within a round."
+    yield "The last column is MGDA over the cheapest of the four ways by hand, which is named behind the quartiles: what the engine adds."
+    yield "K backward passes cost what they cost, whoever makes them; gradients at the features (MGDA-UB) need one pass through the encoder"
+    yield f"however many tasks there are. {figures['rounds']} rounds. {machine(figures)}."
+    by_hand = ("loop over tasks", "LibMTL's way", "torchjd, sequential", "torchjd, vmap")
+    ours = ("streamlearn, no combiner", "streamlearn, MGDA", "streamlearn, MGDA-UB")
+    yield from ("", f"| network | K | {' | '.join((*by_hand, *ours))} | MGDA / best by hand |", "|---|---|" + "---|" * 8)
+    for step, found in figures["steps"].items():
+        network, _, tasks = step.rpartition(", ")
+        cells = [f"{found[f'{name} / one backward']['median']:.2f}" for name in by_hand]
+        cells += [f"**{found[f'{name} / one backward']['median']:.2f}**" for name in ours]
+        over = found["streamlearn, MGDA / best by hand"]
+        cells.append(f"**{over['median']:.2f}** ({over['lower']:.2f} to {over['upper']:.2f}; {found['best by hand']})")
+        yield f"| {network} | {tasks.removesuffix(' tasks')} | {' | '.join(cells)} |"
+    yield ""
+
+
 def main() -> None:
     lines = ["# Benchmarks", "", "Made by `python benchmarks/tables.py` from `benchmarks/results/*.json`; do not edit.", ""]
     for name, write in (
         ("split_mnist", split_mnist),
         ("continual", continual),
+        ("multitask", multitask),
+        ("scheduling", scheduling),
+        ("combiners", combiners),
         ("effect", effect),
         ("dann", dann),
         ("maml", maml),
