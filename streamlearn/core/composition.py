@@ -23,7 +23,10 @@ from streamlearn.core.registration import Implementation, implementations
 from streamlearn.core.registry import distributions_of
 from streamlearn.errors import CompositionError
 
-__all__ = ["Composition", "compose"]
+__all__ = ["Composition", "compose", "not_vmappable"]
+
+_IN_THE_OBJECTIVE = frozenset({"transform_supervision", "provide_task_losses", "collect_terms", "provide_weighting", "around_objective"})
+"""Hooks that a look-ahead calls for each episode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,10 @@ class Composition:
             + (f", {len(passes.teachers)} forward of teachers ({', '.join(sorted(passes.teachers))})" if passes.teachers else "")
             + (f"; the objective is evaluated {1 + passes.look_ahead} times" if passes.look_ahead else "")
         )
+        if any("inner-loop" in plugin.info.provides or "inner-loop!" in plugin.info.provides for plugin in self.plugins):
+            stubborn = not_vmappable(self.plugins)
+            told = f"one by one, because of {', '.join(stubborn)}" if stubborn else "at once where the model and the batch allow it"
+            lines.append(f"episodes of a batch: {told}")
         return "\n".join(lines)
 
 
@@ -104,6 +111,11 @@ def compose(plugins: Sequence[Plugin]) -> Composition:
     if problems:
         raise CompositionError(problems)
     return Composition(tuple(order), table, tuple(reasons))
+
+
+def not_vmappable(plugins: Sequence[Plugin]) -> list[str]:
+    """Names of those that act in the objective and do not say that it can be evaluated for many episodes at once."""
+    return [plugin.name for plugin in plugins if not plugin.info.vmappable and hooks_of(type(plugin)).keys() & _IN_THE_OBJECTIVE]
 
 
 def _answers_to(plugin: Plugin) -> set[str]:

@@ -106,13 +106,15 @@ class Optimization:
         self._named |= {f"{name}.{key}": p for key, p in module.named_parameters()}
 
     def refresh(self) -> None:
-        """The model has grown: follow its new and exchanged parameters, by name."""
+        """The model or a helper module has grown: follow new and exchanged parameters, by name."""
         main = self._main
         if main is None:
             self.__init__(self._factory, self._model)  # type: ignore[misc]
             return
         current = dict(self._model.named_parameters())
-        groups = {id(p): group for group in main.param_groups for p in group["params"]}
+        for module_name, module in self._modules.items():
+            current |= {f"{module_name}.{key}": p for key, p in module.named_parameters()}
+        places = {id(p): (o, group) for o in (main, *self._own.values()) for group in o.param_groups for p in group["params"]}
         for name, new in current.items():
             old = self._named.get(name)
             if old is new:
@@ -120,14 +122,14 @@ class Optimization:
             if old is None:
                 main.param_groups[0]["params"].append(new)
                 continue
-            group = groups[id(old)]["params"]
+            optimizer, found = places[id(old)]
+            group = found["params"]
             group[[p is old for p in group].index(True)] = new
-            kept_state = main.state.pop(old, {})
+            kept_state = optimizer.state.pop(old, {})
             # factored state (Adafactor's) has other shapes and cannot be grown: the parameter starts without
             if not any(isinstance(value, Tensor) and value.ndim and value.shape != old.shape for value in kept_state.values()):
-                main.state[new] = {key: _grown(value, old, new) for key, value in kept_state.items()}
-        kept = {name: p for name, p in self._named.items() if "/" in name.split(".", 1)[0]}
-        self._named = current | kept
+                optimizer.state[new] = {key: _grown(value, old, new) for key, value in kept_state.items()}
+        self._named = current
 
     # ------------------------------------------------------------------ updates
 

@@ -37,6 +37,10 @@ def quadratic_penalty(parameters: Mapping[str, Tensor], importance: Mapping[str,
     anchors = [anchor[name] for name in names]
     weights = [None] * len(names) if importance is None else [importance[name] for name in names]
     thetas = [leading(parameters[name], start.shape) for name, start in zip(names, anchors, strict=True)]
+    if torch.func.debug_unwrap(thetas[0]) is not thetas[0]:  # within torch.vmap or torch.func.grad, which take no node that reuses memory
+        moved = [theta - start for theta, start in zip(thetas, anchors, strict=True)]
+        parts = [(m * m if w is None else w * m * m).sum() for m, w in zip(moved, weights, strict=True)]
+        return 0.5 * torch.stack(parts).sum()
     return _Quadratic.apply(weights, anchors, *thetas)  # type: ignore[no-any-return]
 
 

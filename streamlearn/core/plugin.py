@@ -79,6 +79,8 @@ class PluginInfo:
         rows: where a combiner wants the gradients of the rows: at the shared ``"parameters"``, or at the ``"features"``, the output of
             the encoder, which costs one backward pass through it in place of one for each row.
         strength: the option that switches the method off at 0, if there is one.
+        vmappable: whether what it does in the objective (masks, losses, terms, weighting) can be evaluated for many episodes at once
+            by ``torch.vmap``: no value of a tensor decides what is done, and nothing but inputs and targets differs between episodes.
         streams: the kinds of streams it is made for, words of `STREAM_KINDS`; empty for any of the `SUPERVISED` ones. It tells readers
             and `streamlearn.testing` where to look; the engine does not read it.
 
@@ -102,6 +104,7 @@ class PluginInfo:
     ranks: Literal["local", "reduced", "unsupported"] = "unsupported"
     rows: Literal["parameters", "features"] = "parameters"
     strength: str | None = None
+    vmappable: bool = False
     streams: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:

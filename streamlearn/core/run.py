@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from streamlearn.core.clock import Clock
-from streamlearn.core.composition import Composition
+from streamlearn.core.composition import Composition, not_vmappable
 from streamlearn.core.dispatch import HookTable
 from streamlearn.core.forward import Forward, Teacher, average, make_teacher, resolve_taps
 from streamlearn.core.importance import Importance, evaluating, importance
@@ -51,6 +51,8 @@ class Run:
         memories: the replay memories, by name.
         record: what was measured.
         rows_at_features: whether the active combiner wants its rows at the features (``info.rows``).
+        values: by ``"<plugin>.<option>"``, the numbers that a tuner has moved away from their configuration.
+        one_by_one: the operation for whose sake episodes cannot be gone through at once, once a step has met it.
         trains: whether any parameter may move at present; without, a step has no forward and no update of its own.
         error: the exception that ended the run, for ``after_run``.
     """
@@ -78,6 +80,9 @@ class Run:
         self.taps: dict[str, str] | None = None
         self.error: BaseException | None = None
         self.trains = True
+        self.values: dict[str, float] = {}
+        self.one_by_one: str | None = None
+        self.not_vmappable = not_vmappable(composition.plugins)
         combiners = set(composition.firing_order("provide_gradient_combination"))
         self.rows_at_features = any(plugin.info.rows == "features" for plugin in composition.plugins if plugin.name in combiners)
         self.averaged: dict[str, float] = {}
@@ -135,8 +140,9 @@ class Run:
     # ------------------------------------------------------------------ configuration and randomness
 
     def value(self, plugin: Plugin, option: str) -> float:
-        """The present value of a number that may be tuned."""
-        return getattr(plugin.config, option)  # type: ignore[no-any-return]
+        """The present value of a number that may be tuned; while somebody differentiates with respect to it, a scalar with a graph."""
+        found = self.values.get(f"{plugin.name}.{option}") if self.values else None
+        return getattr(plugin.config, option) if found is None else found  # type: ignore[no-any-return]
 
     def generator(self, plugin: Plugin, purpose: str = "") -> torch.Generator:
         """A generator of the plugin's own for the update in progress; nothing else draws from it and it needs no saving."""
@@ -300,6 +306,7 @@ class Run:
             "memories": self.memories.state_dict(),
             "plugins": {plugin.name: plugin.state_dict() for plugin in self.plugins},
             "meter": self.meter.state_dict(),
+            "values": dict(self.values),
             "classes_seen": {task: list(classes) for task, classes in self.classes_seen.items()},
             "initial": dict(self.initial.state_dict()) if self.keeps_initial else {},
             "record": self.record.position,
@@ -325,6 +332,7 @@ class Run:
         for plugin in self.plugins:
             plugin.load_state_dict(state["plugins"][plugin.name])
         self.meter.load_state_dict(state["meter"])
+        self.values = dict(state.get("values", {}))
         self.classes_seen = {task: tuple(classes) for task, classes in state["classes_seen"].items()}
 
     def _load_teachers(self, saved: Mapping[str, Any]) -> None:

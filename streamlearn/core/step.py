@@ -71,6 +71,9 @@ def train_step(run: Run, batch: Batch, predicted: Callable[[Step], None] | None 
 
     if hooks.after_step is not None:
         hooks.after_step(step)
+    if hooks.around_objective is not None and step.objective is not None:
+        # the graph of a look-ahead may lead back to the step, which then would live until garbage is collected
+        step.objective = step.objective.detached()
 
 
 def _in_parts(step: Step, combination: Combination | None, predicted: Callable[[Step], None] | None) -> None:

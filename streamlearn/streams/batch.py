@@ -209,7 +209,11 @@ class Batch:
 
     def by_domain(self) -> dict[str, Batch]:
         """The rows of each domain as a batch of their own, in order of their first row: the episodes of a meta-batch."""
-        return {domain: self.take(self._pieces_of((domain,))) for domain in self.domains}
+        return {domain: self.of_domain(domain) for domain in self.domains}
+
+    def of_domain(self, domain: str) -> Batch:
+        """The rows of ``domain``."""
+        return self.take(self._pieces_of((domain,)))
 
     def _pieces_of(self, domains: Sequence[str]) -> list[tuple[Segment, slice]]:
         return [(segment, segment.rows) for segment in self.segments if segment.domain in domains]

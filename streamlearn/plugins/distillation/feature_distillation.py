@@ -92,6 +92,7 @@ class FeatureDistillation(Plugin):
         memory="1 x the model",
         ranks="local",
         strength="strength",
+        vmappable=True,
     )
 
     class Config(PluginConfig):

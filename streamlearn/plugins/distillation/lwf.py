@@ -68,6 +68,7 @@ class LwF(Plugin):
         passes=Passes(teachers=frozenset({"previous"})),
         memory="1 x the model",
         strength="strength",
+        vmappable=True,
     )
 
     class Config(PluginConfig):

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from streamlearn.core.objective import Objective, minimised
 from streamlearn.core.optimization import Trainable
 from streamlearn.core.plugin import Passes, Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
+from streamlearn.core.rates import Rate, rate_key
 from streamlearn.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from streamlearn.core.step import Step
     from streamlearn.streams import Experience
 
-__all__ = ["LaMAML", "Rate", "looked_ahead"]
+__all__ = ["LaMAML", "looked_ahead"]
 
 
 def looked_ahead(parameters: Mapping[str, Tensor], rates: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -35,27 +36,6 @@ def looked_ahead(parameters: Mapping[str, Tensor], rates: Mapping[str, Tensor], 
         [0.5, 1.0]
     """
     return {name: value - rates[name].relu() * gradients[name] if name in gradients else value for name, value in parameters.items()}
-
-
-class Rate(nn.Module):
-    """A learning rate for every entry of one parameter.
-
-    Args:
-        parameter: the parameter, which tells shape, kind and device.
-        initial: the first value of every entry.
-    """
-
-    def __init__(self, parameter: Tensor, initial: float) -> None:
-        super().__init__()
-        self.value = nn.Parameter(torch.full_like(parameter.detach(), initial))
-
-    @torch.no_grad()
-    def grow(self, parameter: Tensor, initial: float) -> None:
-        """Follow a parameter that has grown: what is new starts at ``initial``."""
-        if self.value.shape != parameter.shape:
-            grown = torch.full_like(parameter.detach(), initial)
-            grown[tuple(slice(0, size) for size in self.value.shape)] = self.value
-            self.value.data = grown
 
 
 class LaMAML(Plugin):
@@ -139,20 +119,21 @@ class LaMAML(Plugin):
         """Rates for every parameter of the model."""
         initial, learning = run.value(self, "rate"), self.config.rate_learning
         return {
-            _key(name): Trainable(Rate(p, initial), optimizer=lambda own: torch.optim.SGD(own, lr=learning))
+            rate_key(name): Trainable(Rate(p, initial), optimizer=lambda own: torch.optim.SGD(own, lr=learning))
             for name, p in run.model.named_parameters()
-            if f"{self.name}/{_key(name)}" not in run.modules
+            if f"{self.name}/{rate_key(name)}" not in run.modules
         }
 
     @hookimpl
     def before_experience(self, experience: Experience, run: Run) -> None:
         """Rates of parameters that have grown follow them."""
         for name, p in run.model.named_parameters():
-            cast(Rate, run.modules[f"{self.name}/{_key(name)}"]).grow(p, run.value(self, "rate"))
+            cast(Rate, run.modules[f"{self.name}/{rate_key(name)}"]).grow(p, run.value(self, "rate"))
+        run.optimization.refresh()
 
     def _rates(self, run: Run, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """α by name of a parameter of the model, as ``parameters`` hold it."""
-        return {name: parameters[f"{self.name}/{_key(name)}.value"] for name in run.model_parameter_names}
+        return {name: parameters[f"{self.name}/{rate_key(name)}.value"] for name in run.model_parameter_names}
 
     # ------------------------------------------------------------------ the step
 
@@ -191,8 +172,3 @@ class LaMAML(Plugin):
             after = {name: p - learning * gradients[name] if name in gradients else p for name, p in run.parameters().items()}
             rates = self._rates(run, after)
             update({name: rates[name].relu() * gradient if name in rates else gradient for name, gradient in gradients.items()})
-
-
-def _key(name: str) -> str:
-    """The name of a parameter without dots, which torch keeps for modules; no two names become one."""
-    return name.replace("%", "%25").replace(".", "%2E")

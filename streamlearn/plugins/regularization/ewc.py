@@ -59,6 +59,7 @@ class EWC(Plugin):
         reference="Kirkpatrick et al. 2017, PNAS 114(13), eq. 3; online: Schwarz et al. 2018, ICML, section 4",
         memory="2 x parameters",
         strength="strength",
+        vmappable=True,
     )
 
     class Config(PluginConfig):

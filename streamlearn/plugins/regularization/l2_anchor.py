@@ -51,6 +51,7 @@ class L2Anchor(Plugin):
         memory="1 x parameters",
         ranks="local",
         strength="strength",
+        vmappable=True,
     )
 
     class Config(PluginConfig):

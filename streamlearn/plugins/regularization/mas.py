@@ -60,6 +60,7 @@ class MAS(Plugin):
         reference="Aljundi et al. 2018, ECCV, eqs. 2-4; average: Masana et al. 2022, PAMI",
         memory="2 x parameters",
         strength="strength",
+        vmappable=True,
     )
 
     class Config(PluginConfig):

@@ -69,6 +69,7 @@ class SI(Plugin):
         reference="Zenke, Poole & Ganguli 2017, ICML, eqs. 3-5; total: van de Ven et al. 2022, Nature Machine Intelligence",
         memory="3 x parameters",
         strength="strength",
+        vmappable=True,
     )
 
     class Config(PluginConfig):

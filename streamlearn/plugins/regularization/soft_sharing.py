@@ -82,6 +82,7 @@ class SoftSharing(Plugin):
         reference="Duong et al. 2015, ACL, section 3; Evgeniou & Pontil 2004, KDD",
         strength="strength",
         streams=frozenset({"task_incremental", "multitask"}),
+        vmappable=True,
     )
 
     class Config(PluginConfig):

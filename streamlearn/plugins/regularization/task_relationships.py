@@ -95,6 +95,7 @@ class TaskRelationships(Plugin):
         memory="tasks² numbers for each layer",
         strength="strength",
         streams=frozenset({"task_incremental", "multitask"}),
+        vmappable=True,
     )
 
     class Config(PluginConfig):

@@ -60,6 +60,7 @@ class ConstantWeighting(Plugin):
         summary="Weighs the loss of each task by a fixed number.",
         reference="Kurin et al. 2022, NeurIPS, eq. 1; Caruana 1997",
         streams=frozenset({"multitask"}),
+        vmappable=True,
     )
 
     class Config(PluginConfig):

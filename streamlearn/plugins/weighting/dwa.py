@@ -100,6 +100,7 @@ class DWA(Plugin):
         summary="Gives more weight to the tasks whose loss has fallen least over the last two epochs.",
         reference="Liu, Johns & Davison 2019, CVPR",
         memory="4 numbers for each task",
+        vmappable=True,
     )
 
     class Config(PluginConfig):

@@ -76,6 +76,7 @@ class IMTLL(Plugin):
         summary="Learns a scale for each task that brings all losses to the same size.",
         reference="Liu et al. 2021, ICLR, the loss balance",
         memory="1 number for each task",
+        vmappable=True,
     )
 
     class Config(PluginConfig):

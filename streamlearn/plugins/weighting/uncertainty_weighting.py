@@ -75,6 +75,7 @@ class UncertaintyWeighting(Plugin):
         summary="Weighs the loss of each task by a noise level that is learned together with the model.",
         reference="Kendall, Gal & Cipolla 2018, CVPR, eqs. 7 and 10",
         memory="1 number for each task",
+        vmappable=True,
     )
 
     class Config(PluginConfig):

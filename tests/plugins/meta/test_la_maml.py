@@ -12,9 +12,10 @@ from torch.func import functional_call
 from streamlearn import Engine, Plugin, models
 from streamlearn.core.checkpoint import latest_checkpoint, read_checkpoint
 from streamlearn.core.objective import evaluate, weigh
+from streamlearn.core.rates import rate_key
 from streamlearn.errors import CompositionError, ConfigurationError
 from streamlearn.plugins import EWC, MAML, LaMAML, LwF, Replay
-from streamlearn.plugins.meta.la_maml import _key, looked_ahead
+from streamlearn.plugins.meta.la_maml import looked_ahead
 from streamlearn.streams import Stream, Task
 from streamlearn.streams.data import Data, Target
 from tests.core.support import Stop, adam, blobs, class_stream, final, growing_stream, net, probe, same, sgd, stop_at, stream_of
@@ -227,7 +228,7 @@ def test_grown_parameters_keep_their_rates_and_get_new_ones() -> None:
 
 def test_names_with_dots_and_the_like_do_not_meet() -> None:
     """Avalanche takes a_b and a.b for one."""
-    keys = {_key(name) for name in ("a.b", "a_b", "a%2Eb", "a%b", "a%25b")}
+    keys = {rate_key(name) for name in ("a.b", "a_b", "a%2Eb", "a%b", "a%25b")}
     assert len(keys) == 5
     assert not any("." in key for key in keys)
 

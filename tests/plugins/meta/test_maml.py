@@ -13,7 +13,6 @@ from streamlearn.core.sampling import shuffled
 from streamlearn.errors import CompositionError, ConfigurationError, TrainingError
 from streamlearn.models import Heads, Model
 from streamlearn.plugins import EWC, MAML, LwF, Replay
-from streamlearn.plugins.meta.maml import adapted
 from streamlearn.streams import Stream, Task
 from streamlearn.streams.data import Target
 from streamlearn.streams.protocols.episodes import Episodes
@@ -71,20 +70,6 @@ def test_it_equals_a_hand_written_maml(steps: int, order: Any, plastic: str) -> 
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
     other = by_hand(sinusoids(), 0.1, steps, 3 - order, plastic)
     assert float((other["encoder.0.weight"] - expected["encoder.0.weight"]).abs().max()) > 1e-4, "the order makes a difference"
-
-
-def test_the_inner_steps_by_hand() -> None:
-    w = torch.tensor(2.0, requires_grad=True)
-    loss = lambda p: p["w"] ** 3  # noqa: E731
-    second = adapted(loss, {"w": w}, steps=1, rate=0.1)["w"]  # w - 0.3 w², whose derivative is 1 - 0.6 w
-    assert float(second.detach()) == pytest.approx(0.8)
-    assert float(torch.autograd.grad(second, w)[0]) == pytest.approx(-0.2)
-    first = adapted(loss, {"w": w}, steps=1, rate=0.1, order=1)["w"]
-    assert float(torch.autograd.grad(first, w)[0]) == 1.0
-    unused = torch.ones(1, requires_grad=True)
-    moved = adapted(loss, {"w": w, "unused": unused}, steps=2, rate=0.1)
-    assert moved["unused"] is unused
-    assert adapted(lambda p: None, {"w": w}, steps=3, rate=0.1)["w"] is w
 
 
 def test_a_batch_without_roles_learns_from_and_is_asked_on_all_rows() -> None:
