@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from streamlearn.plugins.gradients.ogd import OGD
     from streamlearn.plugins.gradients.pcgrad import PCGrad
     from streamlearn.plugins.gradients.upgrad import UPGrad
+    from streamlearn.plugins.meta.imaml import IMAML
     from streamlearn.plugins.meta.la_maml import LaMAML
     from streamlearn.plugins.meta.maml import MAML
+    from streamlearn.plugins.meta.meta_sgd import MetaSGD
     from streamlearn.plugins.meta.reptile import Reptile
     from streamlearn.plugins.regularization.ema import EMA
     from streamlearn.plugins.regularization.ewc import EWC
@@ -100,6 +102,7 @@ __all__ = [
     "GEM",
     "GLS",
     "HAT",
+    "IMAML",
     "IMTLG",
     "IMTLL",
     "MAML",
@@ -143,6 +146,7 @@ __all__ = [
     "LaMAML",
     "LwF",
     "MMoE",
+    "MetaSGD",
     "Mixup",
     "MultiHead",
     "MultiTeacher",
@@ -182,6 +186,7 @@ _HOME = {
     "GEM": "gradients.gem",
     "GLS": "weighting.gls",
     "HAT": "sharing.hat",
+    "IMAML": "meta.imaml",
     "IMTLG": "gradients.imtl_g",
     "IMTLL": "weighting.imtl_l",
     "MAML": "meta.maml",
@@ -225,6 +230,7 @@ _HOME = {
     "LaMAML": "meta.la_maml",
     "LwF": "distillation.lwf",
     "MMoE": "sharing.mmoe",
+    "MetaSGD": "meta.meta_sgd",
     "Mixup": "regularization.mixup",
     "MultiHead": "sharing.multi_head",
     "MultiTeacher": "distillation.multi_teacher",
