@@ -91,6 +91,7 @@ PUBLIC = {
         "PADNet",
         "PCGrad",
         "PackNet",
+        "ProtoNets",
         "RanPAC",
         "Replay",
         "Reptile",

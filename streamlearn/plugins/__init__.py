@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from streamlearn.plugins.meta.la_maml import LaMAML
     from streamlearn.plugins.meta.maml import MAML
     from streamlearn.plugins.meta.meta_sgd import MetaSGD
+    from streamlearn.plugins.meta.proto_nets import ProtoNets
     from streamlearn.plugins.meta.reptile import Reptile
     from streamlearn.plugins.regularization.ema import EMA
     from streamlearn.plugins.regularization.ewc import EWC
@@ -155,6 +156,7 @@ __all__ = [
     "PADNet",
     "PCGrad",
     "PackNet",
+    "ProtoNets",
     "RanPAC",
     "Replay",
     "Reptile",
@@ -239,6 +241,7 @@ _HOME = {
     "PADNet": "sharing.pad_net",
     "PCGrad": "gradients.pcgrad",
     "PackNet": "sharing.packnet",
+    "ProtoNets": "meta.proto_nets",
     "RanPAC": "replay.ranpac",
     "Replay": "replay.replay",
     "Reptile": "meta.reptile",
