@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from streamlearn.core.engine import Engine
     from streamlearn.core.hooks import HOOK_API_VERSION
     from streamlearn.core.plugin import Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
+    from streamlearn.core.prior import Prior
     from streamlearn.results import Result
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ __all__ = [
     "Plugin",
     "PluginConfig",
     "PluginInfo",
+    "Prior",
     "Result",
     "Tunable",
     "errors",
@@ -45,6 +47,7 @@ _HOME = {
     "Plugin": "streamlearn.core.plugin",
     "PluginConfig": "streamlearn.core.plugin",
     "PluginInfo": "streamlearn.core.plugin",
+    "Prior": "streamlearn.core.prior",
     "Result": "streamlearn.results",
     "Tunable": "streamlearn.core.plugin",
     "hookimpl": "streamlearn.core.plugin",

@@ -31,10 +31,13 @@ if TYPE_CHECKING:
     from streamlearn.plugins.gradients.ogd import OGD
     from streamlearn.plugins.gradients.pcgrad import PCGrad
     from streamlearn.plugins.gradients.upgrad import UPGrad
+    from streamlearn.plugins.meta.anml import ANML
+    from streamlearn.plugins.meta.from_prior import FromPrior
     from streamlearn.plugins.meta.imaml import IMAML
     from streamlearn.plugins.meta.la_maml import LaMAML
     from streamlearn.plugins.meta.maml import MAML
     from streamlearn.plugins.meta.meta_sgd import MetaSGD
+    from streamlearn.plugins.meta.oml import OML
     from streamlearn.plugins.meta.proto_nets import ProtoNets
     from streamlearn.plugins.meta.reptile import Reptile
     from streamlearn.plugins.regularization.ema import EMA
@@ -91,6 +94,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AGEM",
+    "ANML",
     "BAM",
     "CORAL",
     "DANN",
@@ -113,6 +117,7 @@ __all__ = [
     "MIR",
     "MTAN",
     "OGD",
+    "OML",
     "PLE",
     "RLW",
     "SAM",
@@ -132,6 +137,7 @@ __all__ = [
     "Curriculum",
     "ExperienceWeighting",
     "FeatureDistillation",
+    "FromPrior",
     "FromScratch",
     "FrozenBackbone",
     "GDumb",
@@ -176,6 +182,7 @@ __all__ = [
 
 _HOME = {
     "AGEM": "gradients.agem",
+    "ANML": "meta.anml",
     "BAM": "distillation.bam",
     "CORAL": "adaptation.coral",
     "DANN": "adaptation.dann",
@@ -198,6 +205,7 @@ _HOME = {
     "MIR": "replay.mir",
     "MTAN": "sharing.mtan",
     "OGD": "gradients.ogd",
+    "OML": "meta.oml",
     "PLE": "sharing.ple",
     "RLW": "weighting.rlw",
     "SAM": "regularization.sam",
@@ -217,6 +225,7 @@ _HOME = {
     "Curriculum": "scheduling.curriculum",
     "ExperienceWeighting": "replay.experience_weighting",
     "FeatureDistillation": "distillation.feature_distillation",
+    "FromPrior": "meta.from_prior",
     "FromScratch": "replay.from_scratch",
     "FrozenBackbone": "sharing.frozen_backbone",
     "GDumb": "replay.gdumb",

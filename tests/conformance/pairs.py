@@ -98,6 +98,7 @@ SPECIAL: Mapping[str, Callable[[Path, str], Mapping[str, Any]]] = {
     "meta_sgd": lambda folder, kind: {"rate_learning": 1e-3},
     "multi_teacher": lambda folder, kind: {"teachers": {task.name: teacher(task.size) for task in KINDS[kind]}},
     "agem": lambda folder, kind: {"capacity": 12},
+    "from_prior": lambda folder, kind: {"at_experience": "blend"},
     "frozen_backbone": lambda folder, kind: {"patterns": ("encoder.0.*",)},  # what learns from features has something to do
     "ranpac": lambda folder, kind: {"dimensions": 50},
     "generative_replay": lambda folder, kind: {"likelihood": "gaussian", "hidden": (8,), "latent": 3},

@@ -35,6 +35,7 @@ OPTIONS: Mapping[str, Callable[[Path], Mapping[str, Any]]] = {
     "agem": lambda folder: {"capacity": 12},
     "constant_weighting": lambda folder: {"weights": {"a": 3.0}},
     "csv_tracker": lambda folder: {"path": folder / "run.csv"},
+    "from_prior": lambda folder: {"at_experience": "reset"},
     "gdumb": lambda folder: {"capacity": 12},
     "generative_replay": lambda folder: {"likelihood": "gaussian", "hidden": (8,), "latent": 3},
     "meta_sgd": lambda folder: {"rate_learning": 1e-4},  # at the kit's own rate, the rates themselves diverge
@@ -63,7 +64,7 @@ def test_a_built_in_plugin_passes_every_check(name: str, tmp_path: Path) -> None
 
 
 def test_the_whole_house_is_checked() -> None:
-    """82 plugins, 29 checks each; who adds a plugin or a check says so here."""
-    assert len(BUILT_IN) * len(CHECKS) == 82 * 29
+    """85 plugins, 29 checks each; who adds a plugin or a check says so here."""
+    assert len(BUILT_IN) * len(CHECKS) == 85 * 29
     assert EXPECTED.keys() <= set(BUILT_IN)
     assert OPTIONS.keys() | BESIDE.keys() <= set(BUILT_IN)

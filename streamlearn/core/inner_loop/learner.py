@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from streamlearn.core.step import Step
     from streamlearn.streams import Batch
 
-__all__ = ["EVERYTHING", "EpisodeLearner", "EpisodeOptions", "UnrolledLearner", "UnrolledOptions"]
+__all__ = ["EVERYTHING", "EpisodeLearner", "EpisodeOptions", "UnrolledLearner", "UnrolledOptions", "task_loss"]
 
 EVERYTHING = "*"
 """The value of ``query`` that asks on all rows of an episode."""
@@ -199,7 +199,7 @@ class EpisodeLearner(Plugin):
         parameters = {name: value.detach() for name, value in run.parameters().items()}
 
         def loss(fast: Mapping[str, Tensor], fixed: Mapping[str, Tensor]) -> Tensor | None:
-            return _task_loss(evaluation.at(fast, support), support, run)
+            return task_loss(evaluation.at(fast, support), support, run)
 
         fast = adapt(
             loss,
@@ -229,8 +229,8 @@ class UnrolledLearner(EpisodeLearner):
         return ("loop" if config.recompute and config.order == 2 else config.executor), config.chunk
 
 
-def _task_loss(outputs: Forward, batch: Batch, run: Run) -> Tensor | None:
-    """The engine's default objective: the loss summed over labels, for each labelled row."""
+def task_loss(outputs: Forward, batch: Batch, run: Run) -> Tensor | None:
+    """The engine's default objective: the loss summed over labels, for each labelled row; ``None`` without any."""
     tasks = {task.name: task for task in run.stream.tasks} | run.tasks  # the first evaluation comes before any task has been met
     parts = []
     for task, target in batch.targets.items():
