@@ -19,6 +19,8 @@ from tests.core.support import probe, sgd
 OTHERWISE = {
     "hat": (0, "its model has a pass of its own, with gates"),
     "ranpac": (0, "it learns when the experience has ended"),
+    "oml": (3, "how long a trajectory is, the stream says: here two pieces of two rows, and all rows at their end"),
+    "anml": (3, "the same"),
     "la_maml": (4, "four rows make no more than four chunks"),
 }
 """Those whose passes of `Model.encode` differ here from what they declare: how many, and why."""
