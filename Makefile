@@ -10,7 +10,7 @@ STAMP := $(VENV)/.streamlearn-set-up
 export UV_HTTP_TIMEOUT ?= 300
 # Compiled once here: where Python may not write its caches, each process that a test starts would compile torch anew, for 5 seconds.
 export UV_COMPILE_BYTECODE ?= 1
-EXTRAS := avalanche huggingface river tables vision
+EXTRAS := avalanche huggingface river tables tune vision
 comma := ,
 space := $(subst ,, )
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from streamlearn.core.engine import Engine
     from streamlearn.core.hooks import HOOK_API_VERSION
     from streamlearn.core.plugin import Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
-    from streamlearn.core.prior import Prior
+    from streamlearn.core.priors.prior import Prior
+    from streamlearn.core.tuning.search import Tuning, tune
+    from streamlearn.core.tuning.tuned_engine import with_values
     from streamlearn.results import Result
 
 __version__ = "0.1.0"
@@ -32,6 +34,7 @@ __all__ = [
     "Prior",
     "Result",
     "Tunable",
+    "Tuning",
     "errors",
     "hookimpl",
     "models",
@@ -39,6 +42,8 @@ __all__ = [
     "results",
     "single_task_baselines",
     "streams",
+    "tune",
+    "with_values",
 ]
 
 _HOME = {
@@ -47,11 +52,14 @@ _HOME = {
     "Plugin": "streamlearn.core.plugin",
     "PluginConfig": "streamlearn.core.plugin",
     "PluginInfo": "streamlearn.core.plugin",
-    "Prior": "streamlearn.core.prior",
+    "Prior": "streamlearn.core.priors.prior",
     "Result": "streamlearn.results",
     "Tunable": "streamlearn.core.plugin",
+    "Tuning": "streamlearn.core.tuning.search",
     "hookimpl": "streamlearn.core.plugin",
     "single_task_baselines": "streamlearn.core.baselines",
+    "tune": "streamlearn.core.tuning.search",
+    "with_values": "streamlearn.core.tuning.tuned_engine",
 }
 
 

@@ -142,7 +142,7 @@ class Run:
     def value(self, plugin: Plugin, option: str) -> float:
         """The present value of a number that may be tuned; while somebody differentiates with respect to it, a scalar with a graph."""
         found = self.values.get(f"{plugin.name}.{option}") if self.values else None
-        return getattr(plugin.config, option) if found is None else found  # type: ignore[no-any-return]
+        return getattr(plugin.config, option) if found is None else found
 
     def generator(self, plugin: Plugin, purpose: str = "") -> torch.Generator:
         """A generator of the plugin's own for the update in progress; nothing else draws from it and it needs no saving."""

@@ -82,6 +82,9 @@ if TYPE_CHECKING:
     from streamlearn.plugins.sharing.task_routing import TaskRouting
     from streamlearn.plugins.tracking.calibration_error import CalibrationError
     from streamlearn.plugins.tracking.csv_tracker import CSVTracker
+    from streamlearn.plugins.tuning.forward_hypergradient import ForwardHypergradient
+    from streamlearn.plugins.tuning.hypergradient import Hypergradient
+    from streamlearn.plugins.tuning.implicit_hypergradient import ImplicitHypergradient
     from streamlearn.plugins.weighting.constant_weighting import ConstantWeighting
     from streamlearn.plugins.weighting.dwa import DWA
     from streamlearn.plugins.weighting.famo import FAMO
@@ -137,6 +140,7 @@ __all__ = [
     "Curriculum",
     "ExperienceWeighting",
     "FeatureDistillation",
+    "ForwardHypergradient",
     "FromPrior",
     "FromScratch",
     "FrozenBackbone",
@@ -147,7 +151,9 @@ __all__ = [
     "GradVac",
     "GradientSimilarity",
     "GroupDRO",
+    "Hypergradient",
     "ICaRLLoss",
+    "ImplicitHypergradient",
     "Joint",
     "L2Anchor",
     "LaMAML",
@@ -225,6 +231,7 @@ _HOME = {
     "Curriculum": "scheduling.curriculum",
     "ExperienceWeighting": "replay.experience_weighting",
     "FeatureDistillation": "distillation.feature_distillation",
+    "ForwardHypergradient": "tuning.forward_hypergradient",
     "FromPrior": "meta.from_prior",
     "FromScratch": "replay.from_scratch",
     "FrozenBackbone": "sharing.frozen_backbone",
@@ -235,7 +242,9 @@ _HOME = {
     "GradVac": "gradients.gradvac",
     "GradientSimilarity": "gradients.gradient_similarity",
     "GroupDRO": "weighting.group_dro",
+    "Hypergradient": "tuning.hypergradient",
     "ICaRLLoss": "distillation.icarl_loss",
+    "ImplicitHypergradient": "tuning.implicit_hypergradient",
     "Joint": "replay.joint",
     "L2Anchor": "regularization.l2_anchor",
     "LaMAML": "meta.la_maml",

@@ -9,6 +9,7 @@ Metrics, tables and figures are computed from it and from nothing else. The even
     {"event": "cost", "trained", ...}                what the run held when an evaluation set had been learnt, and passes per update
     {"event": "epoch", "experience", "phase", ...}   the mean losses of an epoch
     {"event": "gradients", "experience", ...}        where a combiner acted: how the rows' gradients stood to each other in an epoch
+    {"event": "tuning", "experience", ...}           the numbers that a plugin has moved in an epoch, by ``"<plugin>.<option>"``
     {"event": "time", "what", "index", "seconds"}    kept in a record of its own: times differ between equal runs
 """
 

@@ -98,6 +98,8 @@ SPECIAL: Mapping[str, Callable[[Path, str], Mapping[str, Any]]] = {
     "meta_sgd": lambda folder, kind: {"rate_learning": 1e-3},
     "multi_teacher": lambda folder, kind: {"teachers": {task.name: teacher(task.size) for task in KINDS[kind]}},
     "agem": lambda folder, kind: {"capacity": 12},
+    "forward_hypergradient": lambda folder, kind: {"tune": ("weight_decay",), "every": 1},
+    "implicit_hypergradient": lambda folder, kind: {"tune": ("weight_decay",)},
     "from_prior": lambda folder, kind: {"at_experience": "blend"},
     "frozen_backbone": lambda folder, kind: {"patterns": ("encoder.0.*",)},  # what learns from features has something to do
     "ranpac": lambda folder, kind: {"dimensions": 50},

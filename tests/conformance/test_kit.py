@@ -14,7 +14,7 @@ from torch import nn
 
 from streamlearn.core import registry
 from streamlearn.core.plugin import Plugin
-from streamlearn.plugins import SeparateNetworks
+from streamlearn.plugins import L2Anchor, SeparateNetworks
 from streamlearn.testing import CHECKS, run_checks
 
 BUILT_IN = [plugin.name for plugin in registry.installed() if plugin.distribution == "streamlearn"]
@@ -35,9 +35,11 @@ OPTIONS: Mapping[str, Callable[[Path], Mapping[str, Any]]] = {
     "agem": lambda folder: {"capacity": 12},
     "constant_weighting": lambda folder: {"weights": {"a": 3.0}},
     "csv_tracker": lambda folder: {"path": folder / "run.csv"},
+    "forward_hypergradient": lambda folder: {"tune": ("l2.strength",)},
     "from_prior": lambda folder: {"at_experience": "reset"},
     "gdumb": lambda folder: {"capacity": 12},
     "generative_replay": lambda folder: {"likelihood": "gaussian", "hidden": (8,), "latent": 3},
+    "implicit_hypergradient": lambda folder: {"tune": ("l2.strength",)},
     "meta_sgd": lambda folder: {"rate_learning": 1e-4},  # at the kit's own rate, the rates themselves diverge
     "multi_teacher": lambda folder: {"teachers": {"a": teacher(6), "b": teacher(2)}},
     "gradient_similarity": lambda folder: {"main": "a"},
@@ -46,8 +48,10 @@ OPTIONS: Mapping[str, Callable[[Path], Mapping[str, Any]]] = {
 }
 """Options of those that need some; memories small enough to be full."""
 
-BESIDE: Mapping[str, Sequence[type[Plugin]]] = dict.fromkeys(("soft_sharing", "trace_norm", "task_relationships"), (SeparateNetworks,))
-"""What stands beside those that compare the networks of tasks, which the kit's own model has not."""
+BESIDE: Mapping[str, Sequence[type[Plugin]]] = dict.fromkeys(
+    ("soft_sharing", "trace_norm", "task_relationships"), (SeparateNetworks,)
+) | dict.fromkeys(("forward_hypergradient", "implicit_hypergradient"), (L2Anchor,))
+"""What stands beside those that compare the networks of tasks, which the kit's own model has not, or that tune another's number."""
 
 
 def made(name: str, folder: Path) -> Plugin:
@@ -64,7 +68,7 @@ def test_a_built_in_plugin_passes_every_check(name: str, tmp_path: Path) -> None
 
 
 def test_the_whole_house_is_checked() -> None:
-    """85 plugins, 29 checks each; who adds a plugin or a check says so here."""
-    assert len(BUILT_IN) * len(CHECKS) == 85 * 29
+    """88 plugins, 29 checks each; who adds a plugin or a check says so here."""
+    assert len(BUILT_IN) * len(CHECKS) == 88 * 29
     assert EXPECTED.keys() <= set(BUILT_IN)
     assert OPTIONS.keys() | BESIDE.keys() <= set(BUILT_IN)

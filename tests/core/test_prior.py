@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from streamlearn import Engine, streams
-from streamlearn.core.prior import Prior
+from streamlearn.core.priors.prior import Prior
 from streamlearn.errors import CheckpointError, ConfigurationError, RunFolderError, UnknownNameError
 from streamlearn.models import Heads, Model
 from streamlearn.plugins import MAML

@@ -68,7 +68,7 @@ class ANML(TrajectoryLearner):
     ``plastic`` names what moves in inner steps: `NETWORK`, the encoder's prediction network and the heads (the paper's meta-training), or
     `HEAD`, the heads alone (what is fine-tuned in its meta-test; `OML` with gates).
 
-    To go on with what has been learnt, take `streamlearn.core.prior.Prior.of` the model and start a run there with `FromPrior`, beside
+    To go on with what has been learnt, take `streamlearn.Prior.of` the model and start a run there with `FromPrior`, beside
     ``ANML(steps=0)``, which puts the gates into the model and makes plain steps, and `FrozenBackbone`: plain SGD on the heads is then the
     paper's meta-test. Roles, evaluation, and other plugins in the objective are as in `OML`.
 

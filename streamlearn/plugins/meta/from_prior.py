@@ -13,9 +13,9 @@ from torch import Tensor
 from streamlearn.core.inner_loop import EpisodeLearner
 from streamlearn.core.phases import select_names
 from streamlearn.core.plugin import STREAM_KINDS, Plugin, PluginConfig, PluginInfo, hookimpl
-from streamlearn.core.prior import Prior
-from streamlearn.core.prior_selection import losses_of_components
-from streamlearn.core.restart import forget_state, leading, start_of_run, tensors_of, write
+from streamlearn.core.priors.prior import Prior
+from streamlearn.core.priors.restart import forget_state, leading, start_of_run, tensors_of, write
+from streamlearn.core.priors.selection import losses_of_components
 from streamlearn.errors import CheckpointError, ConfigurationError, TrainingError
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ class OML(TrajectoryLearner):
     Both levels take the whole objective with every plugin's losses and terms, as in `MAML`.
 
     In an evaluation W learns the labelled support rows of each episode in their order, predicts, and is put back. To go on with what has
-    been learnt, take `streamlearn.core.prior.Prior.of` the model and start a run there with `FromPrior`, beside `FrozenBackbone`: plain
+    been learnt, take `streamlearn.Prior.of` the model and start a run there with `FromPrior`, beside `FrozenBackbone`: plain
     SGD on the plastic part is then the method's continual phase.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from streamlearn import Engine, Plugin, streams
-from streamlearn.core.prior import Prior
+from streamlearn.core.priors.prior import Prior
 from streamlearn.errors import CompositionError, ConfigurationError
 from streamlearn.models import Heads, Model
 from streamlearn.plugins import EWC, FrozenBackbone, MMoE, MultiHead, Replay

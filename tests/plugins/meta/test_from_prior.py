@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from streamlearn import Engine, Plugin, streams
-from streamlearn.core.prior import Prior
-from streamlearn.core.prior_selection import losses_of_components
+from streamlearn.core.priors.prior import Prior
+from streamlearn.core.priors.selection import losses_of_components
 from streamlearn.core.sampling import shuffled
 from streamlearn.errors import CheckpointError, ConfigurationError, TrainingError
 from streamlearn.models import Heads, Model

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from streamlearn import Engine, Plugin, streams
-from streamlearn.core.prior import Prior
+from streamlearn.core.priors.prior import Prior
 from streamlearn.errors import ConfigurationError, TrainingError
 from streamlearn.models import Heads, Model
 from streamlearn.plugins import EWC, FrozenBackbone, LwF, PCGrad, Replay, UncertaintyWeighting

@@ -15,7 +15,7 @@ from streamlearn.core.inner_loop.estimators import Loss
 from streamlearn.core.inner_loop.learner import RULES
 from streamlearn.core.phases import ALL, select_names
 from streamlearn.core.plugin import Plugin
-from streamlearn.core.prior_file import fingerprint, read_prior, write_prior
+from streamlearn.core.priors.file import fingerprint, read_prior, write_prior
 from streamlearn.core.run import Run
 from streamlearn.errors import ConfigurationError, UnknownNameError
 from streamlearn.models import Model

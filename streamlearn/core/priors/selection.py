@@ -13,7 +13,7 @@ from torch import Tensor
 from streamlearn.core.forward import Forward
 from streamlearn.core.importance import evaluating
 from streamlearn.core.inner_loop.learner import task_loss
-from streamlearn.core.prior import Prior
+from streamlearn.core.priors.prior import Prior
 from streamlearn.core.randomness import forked, subseed
 from streamlearn.core.sampling import shuffled
 

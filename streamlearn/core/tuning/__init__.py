@@ -1,0 +1,1 @@
+"""Numbers that may be tuned: searched for by runs on the beginning of a stream, or moved while a run goes on."""

@@ -1,0 +1,1 @@
+"""Tuning: numbers of a strategy that are moved while it runs."""
