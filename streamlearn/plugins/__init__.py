@@ -32,10 +32,12 @@ if TYPE_CHECKING:
     from streamlearn.plugins.gradients.pcgrad import PCGrad
     from streamlearn.plugins.gradients.upgrad import UPGrad
     from streamlearn.plugins.meta.anml import ANML
+    from streamlearn.plugins.meta.continual_maml import ContinualMAML
     from streamlearn.plugins.meta.from_prior import FromPrior
     from streamlearn.plugins.meta.imaml import IMAML
     from streamlearn.plugins.meta.la_maml import LaMAML
     from streamlearn.plugins.meta.maml import MAML
+    from streamlearn.plugins.meta.mer import MER
     from streamlearn.plugins.meta.meta_sgd import MetaSGD
     from streamlearn.plugins.meta.oml import OML
     from streamlearn.plugins.meta.proto_nets import ProtoNets
@@ -115,6 +117,7 @@ __all__ = [
     "IMTLL",
     "MAML",
     "MAS",
+    "MER",
     "MGDA",
     "MGDAUB",
     "MIR",
@@ -136,6 +139,7 @@ __all__ = [
     "CalibrationError",
     "Clipping",
     "ConstantWeighting",
+    "ContinualMAML",
     "CrossStitch",
     "Curriculum",
     "ExperienceWeighting",
@@ -206,6 +210,7 @@ _HOME = {
     "IMTLL": "weighting.imtl_l",
     "MAML": "meta.maml",
     "MAS": "regularization.mas",
+    "MER": "meta.mer",
     "MGDA": "gradients.mgda",
     "MGDAUB": "gradients.mgda_ub",
     "MIR": "replay.mir",
@@ -227,6 +232,7 @@ _HOME = {
     "CalibrationError": "tracking.calibration_error",
     "Clipping": "gradients.clipping",
     "ConstantWeighting": "weighting.constant_weighting",
+    "ContinualMAML": "meta.continual_maml",
     "CrossStitch": "sharing.cross_stitch",
     "Curriculum": "scheduling.curriculum",
     "ExperienceWeighting": "replay.experience_weighting",

@@ -62,7 +62,9 @@ class LaMAML(Plugin):
     Args:
         rate: the α that every parameter starts at, above 0.
         rate_learning: η, at least 0.
-        chunks: K, at least 1; the paper makes one of each row. There are at most as many as rows; with BatchNorm, half as many.
+        chunks: K, at least 0; the paper makes one of each row. There are at most as many as rows; with BatchNorm, half as many. With 0
+            nothing is looked ahead and no rate learns: the plain step on all rows. That is experience replay beside `Replay`, at the
+            optimiser's rate with ``asynchronous=False``, else at ``rate`` times it.
         order: 2 differentiates through the look-ahead; 1 is what the paper evaluates.
         asynchronous: whether the learned rates move the model, or the optimiser's.
 
@@ -89,7 +91,7 @@ class LaMAML(Plugin):
         summary="Learns a rate for every parameter so that steps on new rows do not undo what the memory knows.",
         reference="Gupta, Yadav & Paull 2020, NeurIPS, section 4 and algorithm 1",
         provides=frozenset({"inner-loop!", "look-ahead"}),
-        passes=lambda plugin: Passes(look_ahead=2 * plugin.config.chunks - 1),
+        passes=lambda plugin: Passes(look_ahead=max(0, 2 * plugin.config.chunks - 1)),
         memory="1 x parameters",
     )
 
@@ -98,7 +100,7 @@ class LaMAML(Plugin):
 
         rate: Annotated[float, Tunable(1e-3, 1.0, log=True)] = Field(0.1, gt=0)
         rate_learning: float = Field(0.1, ge=0)
-        chunks: int = Field(5, ge=1)
+        chunks: int = Field(5, ge=0)
         order: Literal[1, 2] = 1
         asynchronous: bool = True
 
@@ -142,7 +144,7 @@ class LaMAML(Plugin):
         """The mean over the look-ahead of the objective on all rows."""
         run = step.run
         role = "train" if run.phase is None else run.phase.role
-        if role not in step.batch.roles:
+        if role not in step.batch.roles or self.config.chunks == 0:
             return objective(step)
         rates = self._rates(run, step.parameters)
         fast = {name: step.parameters[name] for name in rates if step.parameters[name].requires_grad}

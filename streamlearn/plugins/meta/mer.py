@@ -54,11 +54,11 @@ class MER(Plugin):
     of a step are learnt one after another, each from where the one before has led. A row enters the memory, a reservoir, when its step
     is done.
 
-    Three published settings:
+    Three published settings, with numbers of the authors' script for rotated digits and 500 memories:
 
-    - algorithm 1: ``MER(within=β, across=γ, batches=S)``; the authors' script has γ = 1 throughout.
-    - algorithm 6, one big batch: ``MER(batches=1, current="last", within=γ)``.
-    - algorithm 7, a rate of its own for the current row: ``MER(batches=1, current="anywhere", emphasis=5, within=γ)``.
+    - algorithm 1: ``MER(batches=10, within=0.01)``; γ is 1 throughout their script. The default is a single batch.
+    - algorithm 6, one big batch: ``MER(current="last")``; the γ of algorithms 6 and 7 is ``within``.
+    - algorithm 7, a rate of its own for the current row: ``MER(batch_size=50, rate=0.03, current="anywhere", emphasis=5)``.
 
     The step hands the optimiser the distance to where all this leads, as `Reptile` does: θ - φ is the gradient that it sees. With plain
     ``SGD(lr=1)`` the weights go there, which is the published method; its learning rate multiplies γ, and a batch of one row does not
@@ -96,7 +96,7 @@ class MER(Plugin):
     and averaged.
 
     Example:
-        >>> from streamlearn.plugins.meta.mer import MER
+        >>> from streamlearn.plugins import MER
         >>> MER(batches=10, rate=0.03, within=0.03, capacity=200)
         MER(batches=10, capacity=200, rate=0.03, within=0.03)
     """
@@ -114,10 +114,10 @@ class MER(Plugin):
     class Config(MemoryOptions):
         """Options of `MER`."""
 
-        batches: int = Field(5, ge=1)
+        batches: int = Field(1, ge=1)
         batch_size: int = Field(10, ge=1)
         rate: Annotated[float, Tunable(1e-3, 1.0, log=True)] = Field(0.1, gt=0)
-        within: float = Field(0.01, gt=0, le=1)
+        within: float = Field(0.03, gt=0, le=1)
         across: float = Field(1.0, gt=0, le=1)
         current: Literal["first", "last", "anywhere"] = "first"
         emphasis: float = Field(1.0, ge=1)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from streamlearn.core.gradients import named_gradients
+from streamlearn.core.inner_loop.outcome import outcome
 from streamlearn.core.objective import Objective, minimised
 from streamlearn.core.plugin import SUPERVISED, Passes, Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
 from streamlearn.errors import ConfigurationError
@@ -18,22 +18,7 @@ if TYPE_CHECKING:
     from streamlearn.core.run import Run
     from streamlearn.core.step import Step
 
-__all__ = ["Reptile", "half_squared_distance"]
-
-
-def half_squared_distance(parameters: Mapping[str, Tensor], ends: Mapping[str, Tensor]) -> Tensor:
-    """½ Σ_n ‖θ_n - φ_n‖² over the names of φ, a scalar whose gradient is θ - φ.
-
-    Args:
-        parameters: θ by name.
-        ends: φ by name, constants; at least one.
-
-    Example:
-        >>> half_squared_distance({"w": torch.ones(2), "b": torch.ones(1)}, {"w": torch.tensor([1.0, 3.0])}).item()
-        2.0
-    """
-    parts = [0.5 * (parameters[name] - end).square().sum() for name, end in ends.items()]
-    return sum(parts[1:], parts[0])
+__all__ = ["Reptile"]
 
 
 class Reptile(Plugin):
@@ -122,10 +107,4 @@ class Reptile(Plugin):
             ends = {name: (value - rate * gradients[name] if name in gradients else value).detach() for name, value in ends.items()}
             moved |= gradients.keys()
         assert first is not None
-        losses = {name: loss.detach() for name, loss in first.losses.items()}
-        if run.hooks.provide_weighting is not None:
-            losses = {}  # learned weights have moved in the inner steps; they would learn a second time from losses out here
-        terms = {name: term.detach() for name, term in first.terms.items()}
-        if moved:
-            terms[self.name] = half_squared_distance(view.parameters, {name: ends[name] for name in ends if name in moved})
-        return Objective(losses, terms, first.shares)
+        return outcome(self.name, view, first, {name: ends[name] for name in ends if name in moved})

@@ -14,7 +14,7 @@ from streamlearn.core.checkpoint import latest_checkpoint, read_checkpoint
 from streamlearn.core.objective import evaluate, weigh
 from streamlearn.core.rates import rate_key
 from streamlearn.errors import CompositionError, ConfigurationError
-from streamlearn.plugins import EWC, MAML, LaMAML, LwF, Replay
+from streamlearn.plugins import AGEM, EWC, MAML, LaMAML, LwF, Replay
 from streamlearn.plugins.meta.la_maml import looked_ahead
 from streamlearn.streams import Stream, Task
 from streamlearn.streams.data import Data, Target
@@ -204,6 +204,92 @@ def test_a_penalty_changes_the_look_ahead_and_the_update() -> None:
     assert float((rates_of(updates[0])[weight] - rates_of(bare_updates[0])[weight]).abs().max()) > 1e-3
 
 
+@pytest.mark.parametrize("method", ["ewc", "lwf", "agem", "replay"])
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_methods_change_the_update(method: str, asynchronous: bool) -> None:
+    """Each at the first step of the second experience at which it can, from the same weights. Avalanche ignores the first three."""
+    others: dict[str, Any] = {"ewc": lambda: EWC(strength=50.0), "lwf": LwF, "agem": lambda: AGEM(rows=24), "replay": Replay}
+
+    def second(*plugins: Plugin) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Weights and rates after each step of the second experience, flat."""
+        steps: list[dict[str, Tensor]] = []
+
+        def after(step: Any) -> None:
+            if step.run.clock.experience == 1:
+                steps.append({name: p.detach().clone() for name, p in step.parameters.items()})
+
+        plugin = LaMAML(rate=0.3, chunks=2, asynchronous=asynchronous)
+        run(plugin, *plugins, probe("after", after_step=after), optimizer=ONE if asynchronous else sgd(lr=0.3, momentum=0.0))
+        return steps[0], steps[-1]
+
+    weight = "encoder.0.weight"
+    (first, last), (bare_first, bare_last) = second(others[method]()), second()
+    if method == "agem":  # projects once gradients disagree
+        assert float((last[weight] - bare_last[weight]).abs().max()) > 1e-3
+    else:
+        assert float((first[weight] - bare_first[weight]).abs().max()) > 1e-3, "θ"
+        assert float((rates_of(first)[weight] - rates_of(bare_first)[weight]).abs().max()) > 1e-4, "α"
+
+
+def test_agem_projects_the_meta_gradient() -> None:
+    """What is handed to the update has no negative product with the plain gradient on the memory, and sometimes it had one."""
+    found: list[tuple[float, float]] = []
+
+    def product(gradients: Any, step: Any) -> float:
+        drawn = step.draw("main", 24, purpose="reference")
+        if drawn is None:
+            return 0.0
+        reference = step.at(batch=drawn).gradient()
+        names = [name for name, _ in step.run.model.named_parameters() if name in gradients and name in reference]
+        return sum(float((gradients[name] * reference[name]).sum()) for name in names)
+
+    def after(update: Any, gradients: Any, step: Any) -> None:
+        meant = step.run.optimization.gradients()  # before any projection
+        found.append((product(meant, step), product(gradients, step)))
+        assert same(rates_of(gradients), rates_of(meant)), "the rates learn from the meta-gradient as it is"
+        update(gradients)
+
+    run(probe("see", around_update=after), LaMAML(rate=0.5, chunks=2), AGEM(rows=24))
+    assert min(meant for meant, _ in found) < -1e-3
+    assert min(given for _, given in found) > -1e-12
+
+
+@pytest.mark.parametrize("rate", [None, 0.3])
+def test_without_chunks_it_is_experience_replay(rate: float | None) -> None:
+    """K = 0: bit for bit at the optimiser's rate; asynchronously at α times it."""
+
+    def weights(optimizer: Any, *plugins: Plugin) -> dict[str, Tensor]:
+        replay = Replay(capacity=20, fill="step", batch_size=5)
+        stream = double_stream()
+        return final(Engine(smooth_net(stream), optimizer, [*plugins, replay, EWC(strength=3.0)], batch_size=8), stream)[0]
+
+    slow = sgd(lr=0.3, momentum=0.0, weight_decay=0.0)
+    if rate is None:
+        for optimizer in (slow, sgd(), adam):
+            assert same(weights(optimizer, LaMAML(chunks=0, asynchronous=False)), weights(optimizer))
+    else:
+        found = weights(ONE, LaMAML(chunks=0, rate=rate))
+        for name, value in weights(slow).items():
+            torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_synchronous_without_learning_of_rates_is_c_maml(order: Any) -> None:
+    """One look-ahead on the incoming rows, asked on these and the memory's: MAML with these roles."""
+
+    def weights(plugin: Plugin) -> dict[str, Tensor]:
+        plugins = [plugin, Replay(capacity=20, fill="step", batch_size=5), EWC(strength=3.0), LwF()]
+        stream = double_stream()
+        return final(Engine(smooth_net(stream), sgd(lr=0.2), plugins, batch_size=8), stream)[0]
+
+    found = weights(LaMAML(chunks=1, rate=0.4, rate_learning=0, order=order, asynchronous=False))
+    expected = weights(MAML(steps=1, rate=0.4, order=order, support="train", query="*"))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12)
+    other = weights(LaMAML(chunks=1, rate=0.4, rate_learning=0.3, order=order, asynchronous=False))
+    assert not torch.allclose(other["encoder.0.weight"], expected["encoder.0.weight"], rtol=1e-4)
+
+
 def test_grown_parameters_keep_their_rates_and_get_new_ones() -> None:
     stream, held = growing_stream(), []
 
@@ -292,8 +378,8 @@ def test_it_resumes_bit_for_bit(asynchronous: bool, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_right_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="option 'chunks' is 0"):
-        LaMAML(chunks=0)
+    with pytest.raises(ConfigurationError, match="option 'chunks' is -1"):
+        LaMAML(chunks=-1)
     with pytest.raises(ConfigurationError, match="option 'rate' is -1"):
         LaMAML(rate=-1)
     with pytest.raises(CompositionError, match="2 plugins bring 'inner-loop'"):
@@ -301,4 +387,4 @@ def test_what_cannot_be_right_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"which Adam divides out again: take torch.optim.SGD, or asynchronous=False"):
         run(LaMAML(), optimizer=adam)
     run(LaMAML(asynchronous=False, chunks=1), optimizer=adam)
-    assert LaMAML(chunks=3).passes.look_ahead == 5
+    assert [LaMAML(chunks=count).passes.look_ahead for count in (0, 1, 3)] == [0, 1, 5]

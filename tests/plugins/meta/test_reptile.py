@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from streamlearn import Engine, Plugin, streams
+from streamlearn.core.inner_loop.outcome import half_squared_distance
 from streamlearn.core.sampling import shuffled
 from streamlearn.errors import CompositionError, ConfigurationError
 from streamlearn.models import Heads, Model
 from streamlearn.plugins import EWC, MAML, LwF, PCGrad, Reptile, UncertaintyWeighting
-from streamlearn.plugins.meta.reptile import half_squared_distance
 from streamlearn.streams import Stream
 from tests.core.support import Stop, class_stream, final, net, probe, same, sgd, stop_at, two_task_stream
 
