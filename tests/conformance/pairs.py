@@ -95,6 +95,7 @@ SPECIAL: Mapping[str, Callable[[Path, str], Mapping[str, Any]]] = {
     "constant_weighting": lambda folder, kind: {"weights": {KINDS[kind][0].name: 3.0}},
     "csv_tracker": lambda folder, kind: {"path": folder / "run.csv"},
     "gradient_similarity": lambda folder, kind: {"main": KINDS[kind][0].name},
+    "mer": lambda folder, kind: {"batch_size": 2, "capacity": 12},
     "meta_sgd": lambda folder, kind: {"rate_learning": 1e-3},
     "multi_teacher": lambda folder, kind: {"teachers": {task.name: teacher(task.size) for task in KINDS[kind]}},
     "agem": lambda folder, kind: {"capacity": 12},

@@ -21,6 +21,7 @@ OTHERWISE = {
     "ranpac": (0, "it learns when the experience has ended"),
     "oml": (3, "how long a trajectory is, the stream says: here two pieces of two rows, and all rows at their end"),
     "anml": (3, "the same"),
+    "mer": (7, "it takes the incoming rows one by one, or two by two for BatchNorm: here twice three batches, and once all rows"),
     "la_maml": (4, "four rows make no more than four chunks"),
 }
 """Those whose passes of `Model.encode` differ here from what they declare: how many, and why."""

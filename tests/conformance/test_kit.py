@@ -40,6 +40,7 @@ OPTIONS: Mapping[str, Callable[[Path], Mapping[str, Any]]] = {
     "gdumb": lambda folder: {"capacity": 12},
     "generative_replay": lambda folder: {"likelihood": "gaussian", "hidden": (8,), "latent": 3},
     "implicit_hypergradient": lambda folder: {"tune": ("l2.strength",)},
+    "mer": lambda folder: {"batch_size": 2, "capacity": 12},
     "meta_sgd": lambda folder: {"rate_learning": 1e-4},  # at the kit's own rate, the rates themselves diverge
     "multi_teacher": lambda folder: {"teachers": {"a": teacher(6), "b": teacher(2)}},
     "gradient_similarity": lambda folder: {"main": "a"},

@@ -23,7 +23,9 @@ from tests.core.support import final, probe, sgd, stream_of
 VMAPPABLE = sorted(
     plugin.name
     for plugin in registry.installed()
-    if plugin.distribution == "streamlearn" and registry.load(plugin.name).info.vmappable and plugin.name not in ("maml", "meta_sgd")
+    if plugin.distribution == "streamlearn"
+    and registry.load(plugin.name).info.vmappable
+    and "inner-loop!" not in registry.load(plugin.name).info.provides
 )
 OPTIONS: dict[str, dict[str, Any]] = {"constant_weighting": {"weights": {"first": 2.0}}, "ewc": {"strength": 50.0}, "l2": {"strength": 2.0}}
 

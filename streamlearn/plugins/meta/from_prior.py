@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, InstanceOf, PlainSerializer
+from pydantic import Field, InstanceOf, field_serializer
 from torch import Tensor
 
 from streamlearn.core.inner_loop import EpisodeLearner
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from streamlearn.streams import Experience
 
 __all__ = ["FromPrior"]
-
-_Given = Annotated[InstanceOf[Prior], PlainSerializer(lambda prior: prior.fingerprint())]
 
 
 class FromPrior(Plugin):
@@ -94,13 +92,17 @@ class FromPrior(Plugin):
     class Config(PluginConfig):
         """Options of `FromPrior`."""
 
-        prior: _Given | str | Path | None = None
+        prior: InstanceOf[Prior] | str | Path | None = None
         at_experience: Literal["keep", "reset", "reset_plastic", "blend", "select"] = "keep"
         blend: float = Field(0.5, gt=0, le=1)
         plastic: tuple[str, ...] | None = None
         heads: Literal["refuse", "skip"] = "refuse"
         batches: int = Field(1, ge=1)
         steps: int = Field(0, ge=0)
+
+        @field_serializer("prior")
+        def _as_told(self, prior: Prior | str | Path | None) -> str | None:
+            return prior.fingerprint() if isinstance(prior, Prior) else None if prior is None else str(prior)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
