@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from streamlearn.core.objective import Objective
+from streamlearn.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from streamlearn.core.run import Run
     from streamlearn.core.step import Step
 
-__all__ = ["half_squared_distance", "outcome"]
+__all__ = ["half_squared_distance", "outcome", "refuse_combiners"]
 
 
 def half_squared_distance(parameters: Mapping[str, Tensor], ends: Mapping[str, Tensor]) -> Tensor:
@@ -47,3 +49,17 @@ def outcome(name: str, view: Step, measured: Objective, ends: Mapping[str, Tenso
     if ends:
         terms[name] = half_squared_distance(view.parameters, ends)
     return Objective(losses, terms, measured.shares)
+
+
+def refuse_combiners(plugin: str, run: Run) -> None:
+    """A combiner would be given no row.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    combiners = run.implementers("provide_gradient_combination")
+    if combiners:
+        raise ConfigurationError(
+            f"plugin {plugin} hands a step the distance to adapted weights, of which {', '.join(combiners)} has no rows to combine: "
+            "remove one of the two"
+        )

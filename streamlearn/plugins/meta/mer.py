@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from streamlearn.core.gradients import named_gradients
-from streamlearn.core.inner_loop.outcome import outcome
+from streamlearn.core.inner_loop.outcome import outcome, refuse_combiners
 from streamlearn.core.inner_loop.trajectory import in_order
 from streamlearn.core.objective import Objective, weigh, with_terms
 from streamlearn.core.plugin import Passes, Plugin, PluginInfo, Tunable, hookimpl
@@ -131,12 +131,7 @@ class MER(Plugin):
     @hookimpl
     def before_run(self, run: Run) -> None:
         """Refuse a combiner, which would be given no row."""
-        combiners = run.implementers("provide_gradient_combination")
-        if combiners:
-            raise ConfigurationError(
-                f"plugin {self.name} hands a step the distance to adapted weights, of which {', '.join(combiners)} has no rows to combine: "
-                "remove one of the two"
-            )
+        refuse_combiners(self.name, run)
 
     # ------------------------------------------------------------------ the memory
 

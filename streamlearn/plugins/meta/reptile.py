@@ -9,10 +9,9 @@ import torch
 from pydantic import Field
 
 from streamlearn.core.gradients import named_gradients
-from streamlearn.core.inner_loop.outcome import outcome
+from streamlearn.core.inner_loop.outcome import outcome, refuse_combiners
 from streamlearn.core.objective import Objective, minimised
 from streamlearn.core.plugin import SUPERVISED, Passes, Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
-from streamlearn.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from streamlearn.core.run import Run
@@ -74,12 +73,7 @@ class Reptile(Plugin):
     @hookimpl
     def before_run(self, run: Run) -> None:
         """Refuse a combiner, which would be given no row."""
-        combiners = run.implementers("provide_gradient_combination")
-        if combiners:
-            raise ConfigurationError(
-                f"plugin {self.name} hands a step the distance to adapted weights, of which {', '.join(combiners)} has no rows to combine: "
-                "remove one of the two"
-            )
+        refuse_combiners(self.name, run)
 
     @hookimpl
     def around_objective(self, objective: Callable[[Step], Objective], step: Step) -> Objective:

@@ -17,8 +17,8 @@ from streamlearn.plugins import EWC, FrozenBackbone, LwF, PCGrad, Replay, Uncert
 from streamlearn.plugins.meta.from_prior import FromPrior
 from streamlearn.plugins.meta.oml import OML
 from streamlearn.streams import Batch, Stream
-from streamlearn.streams.sources import TensorSource
 from tests.core.support import blobs, class_stream, final, net, probe, same, sgd, stopped_or_straight, two_task_stream
+from tests.plugins.meta.characters import characters
 
 SGD = sgd(lr=0.05, momentum=0.0, weight_decay=0.0)
 TASK = "blobs/3-way"
@@ -275,16 +275,6 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ what it is for
-
-
-def characters(seed: int, classes: int, rows: int) -> TensorSource:
-    """Classes that differ in eight hidden numbers, seen through a fixed map and under noise."""
-    draw, world = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(99)
-    first, second = torch.randn(8, 24, generator=world), 0.3 * torch.randn(24, 24, generator=world)
-    y = torch.arange(classes * rows) % classes
-    hidden = torch.randn(classes, 8, generator=draw)[y] + 0.3 * torch.randn(classes * rows, 8, generator=draw)
-    x = torch.tanh(hidden @ first) @ second + 0.5 * torch.randn(classes * rows, 24, generator=draw)
-    return TensorSource(x, {"y": y}, "characters")
 
 
 def test_a_prior_that_it_has_learnt_forgets_less(tmp_path: Path) -> None:
