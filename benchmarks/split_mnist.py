@@ -3,9 +3,10 @@
     STREAMLEARN_DATA=... python benchmarks/split_mnist.py [--jobs 2] [--scenario class] [--method ER] [--seeds 10]
 
 Five contexts of two digits, reshuffled with every seed; MLP 784-400-400, Adam 1e-3 that is not reset, 2,000 iterations a context in
-batches of 128, inputs in [0, 1]. As in the authors' code the tasks of the task-incremental scenario read parts of one output layer: its
-other units have a gradient of zero in a step, not none, so that Adam's momentum moves them on. (With a head for each task, which rests
-while the batch has no rows of it, training without a method forgets less: 88.8 ± 1.3 in place of 84.3.)
+batches of 128, inputs in [0, 1]. In the authors' code the tasks of the task-incremental scenario read parts of one output layer: its other
+units have a gradient of zero in a step, not none, so that Adam's momentum moves them on. So it is here for the two rows in which that
+counts, no method and A-GEM. (With a head for each task, which rests while the batch has no rows of it, training without a method forgets
+less: 88.8 ± 1.3 in place of 84.3. The other rows have heads.)
 
 Writes benchmarks/results/split_mnist.json after every run; what is in it already, for the same settings, is not run again.
 """
@@ -35,6 +36,8 @@ HIDDEN = {"separate networks": [100, 100]}
 """Units of the hidden layers where they are not 400 and 400."""
 MEMORY = {"capacity": 100, "policy": "class_balanced", "budget": "per_group"}
 ITERATIONS = 2000
+ONE_LAYER = ("none", "A-GEM")
+"""Methods whose tasks read parts of one output layer."""
 
 
 class OneLayer(SharedOutput):
@@ -101,7 +104,9 @@ def settings_of(scenario: str, method: str) -> dict[str, Any]:
     iterations = 5 * ITERATIONS if method == "joint" else ITERATIONS
     listed = [repr(plugin) for plugin in STRATEGIES[method](scenario)]
     found = {"scenario": scenario, "iterations": iterations, "plugins": listed}
-    return found | ({"hidden": HIDDEN[method]} if method in HIDDEN else {"outputs": "one layer"} if scenario == "task" else {})
+    if scenario == "task" and method in ONE_LAYER:
+        found["outputs"] = "one layer"
+    return found | ({"hidden": HIDDEN[method]} if method in HIDDEN else {})
 
 
 def network(stream: streams.Stream, settings: dict[str, Any], seed: int) -> models.Model:
