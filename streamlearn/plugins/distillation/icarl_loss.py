@@ -119,7 +119,7 @@ class ICaRLLoss(Plugin):
         old = old_classes(run, record.task)
         teacher = step.teacher(f"{self.name}/previous") if old else None
         told = None if teacher is None else outputs_on(self, teacher, record.task, record.rows)
-        return icarl_loss(record.outputs, labels, old, told, record.active, self.config.temperature)
+        return icarl_loss(record.outputs, labels, old, told, record.active, step.run.value(self, "temperature"))
 
 
 def old_classes(run: Run, task: str) -> list[int]:

@@ -93,7 +93,7 @@ class LwF(Plugin):
     def collect_terms(self, step: Step) -> dict[str, Tensor]:
         """One distillation term for each old task."""
         run = step.run
-        strength, temperature = run.value(self, "strength"), self.config.temperature
+        strength, temperature = run.value(self, "strength"), run.value(self, "temperature")
         teacher = step.teacher(f"{self.name}/previous")
         rows = step.batch.rows("train")
         if teacher is None or strength == 0 or rows.start == rows.stop:

@@ -135,7 +135,7 @@ class WA(Plugin):
         for task, old, new in _mixed_heads(step.run):
             columns = torch.tensor(old, device=step.batch.x.device)
             student, told = step.outputs[task].index_select(1, columns), teacher[task].index_select(1, columns)
-            terms[task] = self._balance(step.run, old, new) * distillation_loss(student, told, self.config.temperature)
+            terms[task] = self._balance(step.run, old, new) * distillation_loss(student, told, step.run.value(self, "temperature"))
         return terms
 
     def _balance(self, run: Run, old: Sequence[int], new: Sequence[int]) -> float:

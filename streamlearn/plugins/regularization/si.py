@@ -140,7 +140,7 @@ class SI(Plugin):
         """Turn the path integral into importance, and take the weights as the anchor."""
         weights = run.snapshot(frozenset(self._anchor))
         for name, path in self._path.items():
-            total = path / ((weights[name] - self._anchor[name]).square() + self.config.damping)
+            total = path / ((weights[name] - self._anchor[name]).square() + run.value(self, "damping"))
             if name in self._importance:
                 total += self._importance[name]
             self._importance[name] = total.clamp(min=0) if self.config.clamp else total

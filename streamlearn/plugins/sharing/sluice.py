@@ -162,10 +162,10 @@ class Sluice(Plugin):
     @hookimpl
     def collect_terms(self, step: Step) -> dict[str, Tensor]:
         """λ Σ ‖GᵀG‖² over towers, stages and pairs of subspaces."""
-        if not self.config.strength or self.config.subspaces == 1:
+        if not step.run.value(self, "strength") or self.config.subspaces == 1:
             return {}
         total = [overlap(weight, self.config.subspaces) for weight in self._kept_apart(step)]
-        return {"orthogonality": self.config.strength * torch.stack(total).sum()} if total else {}
+        return {"orthogonality": step.run.value(self, "strength") * torch.stack(total).sum()} if total else {}
 
     def _kept_apart(self, step: Step) -> Iterator[Tensor]:
         """By tower and stage the weights of its first layer, at this view."""
