@@ -73,7 +73,7 @@ class Composition:
             + (f", {len(passes.teachers)} forward of teachers ({', '.join(sorted(passes.teachers))})" if passes.teachers else "")
             + (f"; the objective is evaluated {1 + passes.look_ahead} times" if passes.look_ahead else "")
         )
-        if any("inner-loop" in plugin.info.provides or "inner-loop!" in plugin.info.provides for plugin in self.plugins):
+        if any("inner-loop" in _answers_to(plugin) for plugin in self.plugins):
             stubborn = not_vmappable(self.plugins)
             told = f"one by one, because of {', '.join(stubborn)}" if stubborn else "at once where the model and the batch allow it"
             lines.append(f"episodes of a batch: {told}")

@@ -186,10 +186,12 @@ class Optimization:
         """Back to the main optimiser."""
         self._phase = None
 
-    def forget(self) -> None:
-        """Drop the state of every optimiser (momentum and the like); settings stay."""
+    def forget(self, names: Iterable[str] | None = None) -> None:
+        """Drop the state of every optimiser (momentum and the like), or that of the parameters called ``names``; settings stay."""
+        chosen = None if names is None else [self._named[name] for name in names if name in self._named]
         for optimizer in self._optimizers():
-            optimizer.state.clear()
+            for parameter in list(optimizer.state) if chosen is None else chosen:
+                optimizer.state.pop(parameter, None)
 
     # ------------------------------------------------------------------ state, by name
 

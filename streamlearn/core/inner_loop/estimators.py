@@ -21,7 +21,7 @@ from torch import Tensor
 
 from streamlearn.core.inner_loop.rules import GradientDescent, InnerRule, Rates, State
 
-__all__ = ["Estimator", "Implicit", "Loss", "adapt", "solve"]
+__all__ = ["Estimator", "Implicit", "Loss", "adapt", "leaves", "solve"]
 
 Estimator = Literal["unrolled", "adjoint", "first-order", "implicit"]
 Loss = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor | None]
@@ -215,8 +215,8 @@ class _Adjoint(torch.autograd.Function):
         pull_state: State | None = None
         sums: list[Tensor | None] = [None] * (len(rates) + len(fixed))
         for step in range(len(walked.seen) - 1, -1, -1):
-            fast, state = (_leaves(part) for part in walked.seen[step])
-            here = _leaves(rates), _leaves(fixed)
+            fast, state = (leaves(part) for part in walked.seen[step])
+            here = leaves(rates), leaves(fixed)
             with torch.enable_grad():
                 found = walked.path.slope(fast, here[1], True)
                 if not found:
@@ -248,7 +248,7 @@ class _AtMinimum(torch.autograd.Function):
     def backward(ctx: Any, *outward: Tensor) -> tuple[Any, ...]:
         walked, implicit = ctx.walked, ctx.implicit
         rates, fixed = walked.split(ctx.saved_tensors)
-        fast, others = _leaves(walked.end), _leaves(fixed)
+        fast, others = leaves(walked.end), leaves(fixed)
         with torch.enable_grad():
             slope = walked.path.slope(fast, others, True)
         bent = {name: value for name, value in slope.items() if value.requires_grad and name in walked.moved}
@@ -307,11 +307,11 @@ def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([(value * b[name]).sum() for name, value in a.items()]).sum()
 
 
-def _leaves(tensors: Any) -> Any:
+def leaves(tensors: Any) -> Any:
     """Detached copies of named tensors, nested or not, that want a gradient."""
     if isinstance(tensors, Tensor):
         return tensors.detach().requires_grad_(tensors.is_floating_point())
-    return {name: _leaves(value) for name, value in tensors.items()}
+    return {name: leaves(value) for name, value in tensors.items()}
 
 
 def _flat(state: State) -> Iterable[Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from streamlearn.core.inner_loop.estimators import adapt
 from streamlearn.core.inner_loop.rules import Rates
 from streamlearn.core.objective import Objective, evaluate, minimised, weigh
+from streamlearn.core.penalties import leading
 
 if TYPE_CHECKING:
     from streamlearn.core.step import Step
@@ -61,5 +62,5 @@ def resumed(step: Step, fast: Mapping[str, Tensor]) -> dict[str, Tensor]:
             found[name] = value.detach().clone()
             old = fast.get(name)
             if old is not None:
-                found[name][tuple(slice(0, size) for size in old.shape)] = old.to(value.device)
+                leading(found[name], old.shape).copy_(old)
     return found

@@ -107,9 +107,10 @@ class EpisodeLearner(Plugin):
             return objective(step)
         several = self._has_several_episodes(batch)
         support, query = (config.support, config.query) if config.support in batch.roles else (None, EVERYTHING)
+        names = self.plastic(step.run)
 
         def look_ahead(view: Step, gradient: Gradient | None) -> Step:
-            return self._ahead(view, objective, support, gradient).at(rows=None if query == EVERYTHING else query)
+            return self._ahead(view, objective, support, names, gradient).at(rows=None if query == EVERYTHING else query)
 
         if not several:
             return objective(look_ahead(step, None))
@@ -130,8 +131,11 @@ class EpisodeLearner(Plugin):
         if len({segment.domain for segment in bound}) == 1:
             self._check("", batch.roles)
             return False
-        for domain in batch.domains:
-            self._check(f" {domain!r}", tuple(dict.fromkeys(s.role for s in batch.segments if s.domain == domain)))
+        roles: dict[str, dict[str, None]] = {}
+        for segment in batch.segments:
+            roles.setdefault(segment.domain, {})[segment.role] = None
+        for domain, found in roles.items():
+            self._check(f" {domain!r}", tuple(found))
         return True
 
     def _check(self, episode: str, roles: tuple[str, ...]) -> None:
@@ -149,10 +153,11 @@ class EpisodeLearner(Plugin):
                 f"and query {query!r}: give query='*' for all rows of an episode, or remove what adds them"
             )
 
-    def _ahead(self, view: Step, objective: Callable[[Step], Objective], support: str | None, gradient: Gradient | None) -> Step:
-        """``view`` after the inner steps."""
+    def _ahead(
+        self, view: Step, objective: Callable[[Step], Objective], support: str | None, names: frozenset[str], gradient: Gradient | None
+    ) -> Step:
+        """``view`` after the inner steps, in which the parameters called ``names`` move."""
         config, run = self.config, view.run
-        names = self.plastic(run)
         learns = {name: value for name, value in view.parameters.items() if value.requires_grad}
         movable = {name: value for name, value in learns.items() if name in names}
 

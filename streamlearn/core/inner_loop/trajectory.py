@@ -76,9 +76,11 @@ class TrajectoryLearner(UnrolledLearner):
         least = 2 if run.has_buffers else 1
         return in_order(support, max(least, self.config.rows), least)
 
-    def _ahead(self, view: Step, objective: Callable[[Step], Objective], support: str | None, gradient: Gradient | None) -> Step:
+    def _ahead(
+        self, view: Step, objective: Callable[[Step], Objective], support: str | None, names: frozenset[str], gradient: Gradient | None
+    ) -> Step:
         """``view`` after the trajectory."""
-        run, names = view.run, self.plastic(view.run)
+        run = view.run
         learns = {name: value for name, value in view.parameters.items() if value.requires_grad}
         rests = {name: value for name, value in learns.items() if name not in names}
         fast = dict(self.begin({name: value for name, value in learns.items() if name in names}))

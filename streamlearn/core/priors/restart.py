@@ -9,25 +9,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from streamlearn.core.penalties import leading
 from streamlearn.core.randomness import forked, subseed
 from streamlearn.models.initialization import reinitialize
 
 if TYPE_CHECKING:
-    from streamlearn.core.optimization import Optimization
     from streamlearn.core.run import Run
 
-__all__ = ["forget_state", "leading", "start_of_run", "tensors_of", "write"]
+__all__ = ["start_of_run", "tensors_of", "write"]
 
 
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers by name, live."""
     yield from model.named_parameters()
     yield from model.named_buffers()
-
-
-def leading(small: Tensor) -> tuple[slice, ...]:
-    """Where in a tensor that has grown the values of ``small`` lie."""
-    return tuple(slice(0, size) for size in small.shape)
 
 
 @torch.no_grad()
@@ -46,15 +41,7 @@ def start_of_run(run: Run) -> dict[str, Tensor]:
     found = {f"heads.{name}": value.detach() for name, value in tensors_of(drawn)}
     for name, value in tensors_of(run.initial):
         if name in found:
-            found[name][leading(value)] = value.to(found[name])
+            leading(found[name], value.shape).copy_(value)
         else:
             found[name] = value.detach()
     return found
-
-
-def forget_state(optimization: Optimization, names: frozenset[str]) -> None:
-    """Drop the state that every optimiser keeps of the parameters called ``names``; that of others, and all settings, stay."""
-    state = optimization.state_dict()
-    for saved in state.values():
-        saved["state"] = {name: values for name, values in saved["state"].items() if name not in names}
-    optimization.load_state_dict(state)

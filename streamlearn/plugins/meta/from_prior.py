@@ -11,10 +11,11 @@ from pydantic import Field, InstanceOf, field_serializer
 from torch import Tensor
 
 from streamlearn.core.inner_loop import EpisodeLearner
+from streamlearn.core.penalties import leading
 from streamlearn.core.phases import select_names
 from streamlearn.core.plugin import STREAM_KINDS, Plugin, PluginConfig, PluginInfo, hookimpl
 from streamlearn.core.priors.prior import Prior
-from streamlearn.core.priors.restart import forget_state, leading, start_of_run, tensors_of, write
+from streamlearn.core.priors.restart import start_of_run, tensors_of, write
 from streamlearn.core.priors.selection import losses_of_components
 from streamlearn.errors import CheckpointError, ConfigurationError, TrainingError
 
@@ -194,13 +195,13 @@ class FromPrior(Plugin):
         for name, value in start.items():
             if value.is_floating_point():
                 found[name] = own[name].detach().clone()
-                here = found[name][leading(value)]
+                here = leading(found[name], value.shape)
                 here.lerp_(value.detach().to(here), self.config.blend)
         return found
 
     def _move(self, run: Run, own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
         write(own, values)
-        forget_state(run.optimization, frozenset(values))
+        run.optimization.forget(values)
 
     def _selected(self, experience: Experience, run: Run) -> dict[str, Tensor]:
         """What the component that fits best starts at."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -12,7 +12,7 @@ from torch import Tensor
 from streamlearn.core.objective import Objective, minimised
 from streamlearn.core.optimization import Trainable
 from streamlearn.core.plugin import Passes, Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
-from streamlearn.core.rates import Rate, rate_key
+from streamlearn.core.rates import grow_rates, new_rates, rates_in
 from streamlearn.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -120,22 +120,12 @@ class LaMAML(Plugin):
     def collect_modules(self, run: Run) -> dict[str, Trainable]:
         """Rates for every parameter of the model."""
         initial, learning = run.value(self, "rate"), self.config.rate_learning
-        return {
-            rate_key(name): Trainable(Rate(p, initial), optimizer=lambda own: torch.optim.SGD(own, lr=learning))
-            for name, p in run.model.named_parameters()
-            if f"{self.name}/{rate_key(name)}" not in run.modules
-        }
+        return new_rates(self.name, run, initial, lambda rate: Trainable(rate, optimizer=lambda own: torch.optim.SGD(own, lr=learning)))
 
     @hookimpl
     def before_experience(self, experience: Experience, run: Run) -> None:
         """Rates of parameters that have grown follow them."""
-        for name, p in run.model.named_parameters():
-            cast(Rate, run.modules[f"{self.name}/{rate_key(name)}"]).grow(p, run.value(self, "rate"))
-        run.optimization.refresh()
-
-    def _rates(self, run: Run, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """α by name of a parameter of the model, as ``parameters`` hold it."""
-        return {name: parameters[f"{self.name}/{rate_key(name)}.value"] for name in run.model_parameter_names}
+        grow_rates(self.name, run, run.value(self, "rate"))
 
     # ------------------------------------------------------------------ the step
 
@@ -146,7 +136,7 @@ class LaMAML(Plugin):
         role = "train" if run.phase is None else run.phase.role
         if role not in step.batch.roles or self.config.chunks == 0:
             return objective(step)
-        rates = self._rates(run, step.parameters)
+        rates = rates_in(step.parameters, self.name, run)
         fast = {name: step.parameters[name] for name in rates if step.parameters[name].requires_grad}
         seen = []
         incoming = step.batch.select(role)
@@ -172,5 +162,5 @@ class LaMAML(Plugin):
         run, learning = step.run, self.config.rate_learning
         with torch.no_grad():
             after = {name: p - learning * gradients[name] if name in gradients else p for name, p in run.parameters().items()}
-            rates = self._rates(run, after)
+            rates = rates_in(after, self.name, run)
             update({name: rates[name].relu() * gradient if name in rates else gradient for name, gradient in gradients.items()})

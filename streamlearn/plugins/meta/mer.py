@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from streamlearn.core.gradients import named_gradients
+from streamlearn.core.inner_loop.estimators import leaves
 from streamlearn.core.inner_loop.outcome import outcome, refuse_combiners
 from streamlearn.core.inner_loop.trajectory import in_order
 from streamlearn.core.objective import Objective, weigh, with_terms
@@ -168,7 +169,7 @@ class MER(Plugin):
             for batch in range(self.config.batches):
                 before = ends
                 for piece, weight in self._rows(step, example, number, batch):
-                    ends = self._stepped(objective, step.at(_leaves(ends), batch=piece), ends, weight)
+                    ends = self._stepped(objective, step.at(leaves(ends), batch=piece), ends, weight)
                 ends = towards(before, ends, self.config.within)
             ends = towards(start, ends, self.config.across)
         return outcome(self.name, step, measured, {name: end for name, end in ends.items() if end is not theta[name]})
@@ -201,7 +202,3 @@ class MER(Plugin):
         rate = view.run.value(self, "rate")
         gradients = {} if total is None else named_gradients(total, {name: view.parameters[name] for name in values})
         return {name: (v - rate * gradients[name]).detach() if name in gradients else v for name, v in values.items()}
-
-
-def _leaves(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().requires_grad_() for name, value in values.items()}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from streamlearn.core.inner_loop import Rates, UnrolledLearner, UnrolledOptions
 from streamlearn.core.optimization import Trainable
 from streamlearn.core.plugin import SUPERVISED, PluginInfo, Tunable, hookimpl
-from streamlearn.core.rates import Rate, rate_key
+from streamlearn.core.rates import grow_rates, new_rates, rates_in
 
 if TYPE_CHECKING:
     from streamlearn.core.run import Run
@@ -99,28 +100,19 @@ class MetaSGD(UnrolledLearner):
     @hookimpl
     def collect_modules(self, run: Run) -> dict[str, Trainable]:
         """Rates for every parameter of the model."""
-        return {
-            rate_key(name): Trainable(Rate(self._like(p), self.config.rate), learning_rate=self.config.rate_learning)
-            for name, p in run.model.named_parameters()
-            if f"{self.name}/{rate_key(name)}" not in run.modules
-        }
+        return new_rates(self.name, run, self.config.rate, partial(Trainable, learning_rate=self.config.rate_learning), self._like)
 
     @hookimpl
     def before_experience(self, experience: Experience, run: Run) -> None:
         """Rates of parameters that have grown follow them."""
-        for name, p in run.model.named_parameters():
-            rate = run.modules[f"{self.name}/{rate_key(name)}"]
-            assert isinstance(rate, Rate)
-            rate.grow(self._like(p), self.config.rate)
-        run.optimization.refresh()
+        grow_rates(self.name, run, self.config.rate, self._like)
 
-    def _like(self, parameter: nn.Parameter) -> Tensor:
+    def _like(self, parameter: Tensor) -> Tensor:
         return parameter.detach() if self.config.per == "entry" else parameter.detach().new_zeros(())
 
     def rates(self, run: Run, parameters: Mapping[str, Tensor]) -> Rates:
         """α by name of a parameter of the model, as ``parameters`` hold it; those of other plugins' modules rest."""
-        keys = {name: f"{self.name}/{rate_key(name)}.value" for name in run.model_parameter_names}
-        return {  # what is evaluated before it is trained has no rate of its own yet
-            name: parameters[key] if key in parameters else torch.full_like(self._like(run.model.get_parameter(name)), self.config.rate)
-            for name, key in keys.items()
-        }
+        known = rates_in(parameters, self.name, run)
+        # what is evaluated before it is trained has no rate of its own yet
+        fresh = {name: self._like(run.model.get_parameter(name)) for name in run.model_parameter_names - known.keys()}
+        return known | {name: torch.full_like(value, self.config.rate) for name, value in fresh.items()}

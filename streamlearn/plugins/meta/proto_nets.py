@@ -142,8 +142,8 @@ class ProtoNets(Plugin):
         if self.config.support not in batch.roles:
             return own
         run, found = evaluation.run, dict[str, Tensor]()
-        for task in {task.name: task for task in run.stream.tasks if task.kind == "classification"}.values():
-            if task.name not in batch.targets:
+        for task in run.stream.tasks:
+            if task.kind != "classification" or task.name not in batch.targets:
                 continue
             for places, logits in self._logits(batch, own.features, task.name, task.size, None):
                 if task.name not in found:
