@@ -11,21 +11,22 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from pydantic import field_validator
 from torch import Tensor
 
+from streamlearn.core.plugin import Plugin, PluginConfig, hookimpl
 from streamlearn.core.randomness import forked
 from streamlearn.errors import ConfigurationError
 from streamlearn.models.model import _key
 
 if TYPE_CHECKING:
     from streamlearn.core.run import Run
-    from streamlearn.core.step import Step
     from streamlearn.streams import Task
 
-__all__ = ["HEADS", "TOWERS", "Layer", "checked_patterns", "corresponding", "layers_of", "require_layers", "stacked"]
+__all__ = ["HEADS", "TOWERS", "Layer", "LayerOptions", "LayerPenalty", "checked_patterns", "corresponding", "require_layers", "stacked"]
 
 TOWERS: tuple[str, ...] = ("*.networks.{task}.*", "*.towers.{task}.*")
 """Where tasks have networks of their own (`SeparateNetworks`) or towers (`CrossStitch`, `Sluice`)."""
@@ -83,11 +84,6 @@ def checked_patterns(patterns: tuple[str, ...] | None) -> tuple[str, ...] | None
     return patterns
 
 
-def layers_of(step: Step, patterns: tuple[str, ...] | None, least_dims: int = 0) -> tuple[Layer, ...]:
-    """What corresponds across the tasks met so far, at ``step``."""
-    return corresponding(step.parameters, step.run.tasks, patterns, least_dims)
-
-
 def require_layers(plugin: str, run: Run, patterns: tuple[str, ...] | None, least_dims: int = 0) -> None:
     """Refuse a run whose stream has several tasks, and in which nothing corresponds when all of them have come.
 
@@ -118,6 +114,30 @@ def require_layers(plugin: str, run: Run, patterns: tuple[str, ...] | None, leas
 def stacked(layer: Layer, parameters: Mapping[str, Tensor]) -> Tensor:
     """The parameter of each task, flattened: ``(tasks, entries)``."""
     return torch.stack([parameters[name].flatten() for name in layer.parameters])
+
+
+class LayerOptions(PluginConfig):
+    """Options of a penalty between layers of different tasks."""
+
+    parameters: tuple[str, ...] | None = None
+
+    _patterns = field_validator("parameters")(checked_patterns)
+
+
+class LayerPenalty(Plugin):
+    """A penalty of strength ``strength`` between layers that correspond across tasks; parameters of fewer dimensions are left out."""
+
+    least_dims: ClassVar[int] = 0
+
+    @hookimpl
+    def before_run(self, run: Run) -> None:
+        """Refuse a model in which nothing corresponds."""
+        if run.value(self, "strength"):
+            require_layers(self.name, run, self.config.parameters, self.least_dims)
+
+    def layers(self, parameters: Mapping[str, Tensor], run: Run) -> tuple[Layer, ...]:
+        """What corresponds across the tasks met so far; nothing at strength 0."""
+        return corresponding(parameters, run.tasks, self.config.parameters, self.least_dims) if run.value(self, "strength") else ()
 
 
 @lru_cache(maxsize=64)

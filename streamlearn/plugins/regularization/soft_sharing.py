@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
-from streamlearn.core.correspondence import checked_patterns, layers_of, require_layers, stacked
-from streamlearn.core.plugin import Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
+from streamlearn.core.correspondence import LayerOptions, LayerPenalty, stacked
+from streamlearn.core.plugin import PluginInfo, Tunable, hookimpl
 
 if TYPE_CHECKING:
-    from streamlearn.core.run import Run
     from streamlearn.core.step import Step
 
 __all__ = ["SoftSharing", "spread"]
@@ -35,7 +34,7 @@ def spread(values: Tensor, towards: Towards = "each") -> Tensor:
     return len(values) * around_mean if towards == "each" else around_mean
 
 
-class SoftSharing(Plugin):
+class SoftSharing(LayerPenalty):
     r"""Soft parameter sharing.
 
     .. math:: P(θ) = λ \sum_{i<j} \|θ_i - θ_j\|^2 \qquad\text{or}\qquad P(θ) = λ \sum_i \|θ_i - \barθ\|^2
@@ -85,25 +84,15 @@ class SoftSharing(Plugin):
         vmappable=True,
     )
 
-    class Config(PluginConfig):
+    class Config(LayerOptions):
         """Options of `SoftSharing`."""
 
         strength: Annotated[float, Tunable(1e-4, 10.0, log=True)] = Field(0.01, ge=0)
         towards: Towards = "each"
-        parameters: tuple[str, ...] | None = None
-
-        _patterns = field_validator("parameters")(checked_patterns)
-
-    @hookimpl
-    def before_run(self, run: Run) -> None:
-        """Refuse a model in which nothing corresponds."""
-        if run.value(self, "strength"):
-            require_layers(self.name, run, self.config.parameters)
 
     @hookimpl
     def collect_terms(self, step: Step) -> Tensor | None:
         """λ times the squared distances, once two tasks have been met."""
         strength = step.run.value(self, "strength")
-        layers = layers_of(step, self.config.parameters) if strength else ()
-        parts = [spread(stacked(layer, step.parameters), self.config.towards) for layer in layers]
+        parts = [spread(stacked(layer, step.parameters), self.config.towards) for layer in self.layers(step.parameters, step.run)]
         return strength * sum(parts[1:], parts[0]) if parts else None

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
-from streamlearn.core.correspondence import Layer, checked_patterns, corresponding, layers_of, require_layers, stacked
-from streamlearn.core.plugin import Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
+from streamlearn.core.correspondence import LayerOptions, LayerPenalty, stacked
+from streamlearn.core.plugin import PluginInfo, Tunable, hookimpl
 
 if TYPE_CHECKING:
     from streamlearn.core.run import Run
@@ -42,7 +42,7 @@ def best_covariance(products: Tensor, jitter: float = 0.0) -> Tensor:
     return root / root.diagonal().sum()
 
 
-class TaskRelationships(Plugin):
+class TaskRelationships(LayerPenalty):
     r"""Multi-task relationship learning (MTRL).
 
     .. math:: P(θ) = \frac{λ}{2} \sum_{layers} \mathrm{tr}(W Ω^{-1} W^T), \qquad Ω = \frac{(W^T W)^{1/2}}{\mathrm{tr}\,(W^T W)^{1/2}}
@@ -87,6 +87,8 @@ class TaskRelationships(Plugin):
         TaskRelationships(per='network', strength=0.1)
     """
 
+    least_dims = 2
+
     info = PluginInfo(
         name="task_relationships",
         family="regularization",
@@ -98,15 +100,12 @@ class TaskRelationships(Plugin):
         vmappable=True,
     )
 
-    class Config(PluginConfig):
+    class Config(LayerOptions):
         """Options of `TaskRelationships`."""
 
         strength: Annotated[float, Tunable(1e-5, 1.0, log=True)] = Field(0.01, ge=0)
         per: Literal["layer", "network"] = "layer"
         jitter: float = Field(1e-3, gt=0)
-        parameters: tuple[str, ...] | None = None
-
-        _patterns = field_validator("parameters")(checked_patterns)
 
     def __init__(self, *, name: str | None = None, **options: Any) -> None:
         super().__init__(name=name, **options)
@@ -118,18 +117,11 @@ class TaskRelationships(Plugin):
         return {layer: {task: dict(row) for task, row in rows.items()} for layer, rows in self._covariances.items()}
 
     @hookimpl
-    def before_run(self, run: Run) -> None:
-        """Refuse a model in which nothing corresponds."""
-        if run.value(self, "strength"):
-            require_layers(self.name, run, self.config.parameters, least_dims=2)
-
-    @hookimpl
     def collect_terms(self, step: Step) -> Tensor | None:
         """λ/2 times the traces, once two tasks have been met."""
         strength = step.run.value(self, "strength")
-        layers = layers_of(step, self.config.parameters, least_dims=2) if strength else ()
         parts = []
-        for name, tasks, weights in self._weights(layers, step.parameters):
+        for name, tasks, weights in self._weights(step.parameters, step.run):
             precision = torch.linalg.inv(_covariance(self._covariances.get(name, {}), tasks)).to(weights)
             parts.append(((precision @ weights) * weights).sum())
         return 0.5 * strength * sum(parts[1:], parts[0]) if parts else None
@@ -137,20 +129,17 @@ class TaskRelationships(Plugin):
     @hookimpl
     def after_epoch(self, run: Run) -> None:
         """Ω becomes the best one for the present weights."""
-        if not run.value(self, "strength"):
-            return
-        layers = corresponding(run.parameters(), run.tasks, self.config.parameters, least_dims=2)
         with torch.no_grad():
-            for name, tasks, weights in self._weights(layers, run.parameters()):
+            for name, tasks, weights in self._weights(run.parameters(), run):
                 exact = weights.double()
                 best = best_covariance(exact @ exact.T, self.config.jitter).tolist()
                 rows = self._covariances.setdefault(name, {})
                 for task, row in zip(tasks, best, strict=True):
                     rows[task] = dict(zip(tasks, row, strict=True))
 
-    def _weights(self, layers: Sequence[Layer], parameters: Mapping[str, Tensor]) -> list[tuple[str, tuple[str, ...], Tensor]]:
+    def _weights(self, parameters: Mapping[str, Tensor], run: Run) -> list[tuple[str, tuple[str, ...], Tensor]]:
         """For each Ω its name, its tasks, and Wᵀ, ``(tasks, weights)``."""
-        each = [(layer.name, layer.tasks, stacked(layer, parameters)) for layer in layers]
+        each = [(layer.name, layer.tasks, stacked(layer, parameters)) for layer in self.layers(parameters, run)]
         if self.config.per == "layer":
             return each
         groups: dict[tuple[str, ...], tuple[str, list[Tensor]]] = {}

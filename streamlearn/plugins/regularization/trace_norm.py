@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
-from streamlearn.core.correspondence import checked_patterns, layers_of, require_layers
-from streamlearn.core.plugin import Plugin, PluginConfig, PluginInfo, Tunable, hookimpl
+from streamlearn.core.correspondence import LayerOptions, LayerPenalty
+from streamlearn.core.plugin import PluginInfo, Tunable, hookimpl
 
 if TYPE_CHECKING:
-    from streamlearn.core.run import Run
     from streamlearn.core.step import Step
 
 __all__ = ["TraceNorm", "nuclear_norm", "unfoldings"]
@@ -56,7 +55,7 @@ def unfoldings(tensor: Tensor, unfolding: Unfolding) -> list[Tensor]:
     return [tensor.flatten(0, axis).flatten(1) for axis in range(tensor.ndim - 1)]
 
 
-class TraceNorm(Plugin):
+class TraceNorm(LayerPenalty):
     r"""Trace norm regularisation of deep multi-task learning.
 
     .. math:: P(θ) = λ \sum_{layers} \sum_u \|\mathcal{W}_{(u)}\|_*
@@ -100,6 +99,8 @@ class TraceNorm(Plugin):
         TraceNorm(strength=0.1, unfolding='tucker')
     """
 
+    least_dims = 2
+
     info = PluginInfo(
         name="trace_norm",
         family="regularization",
@@ -109,29 +110,19 @@ class TraceNorm(Plugin):
         streams=frozenset({"task_incremental", "multitask"}),
     )
 
-    class Config(PluginConfig):
+    class Config(LayerOptions):
         """Options of `TraceNorm`."""
 
         strength: Annotated[float, Tunable(1e-5, 1.0, log=True)] = Field(0.01, ge=0)
         unfolding: Unfolding = "last_axis"
-        parameters: tuple[str, ...] | None = None
-
-        _patterns = field_validator("parameters")(checked_patterns)
-
-    @hookimpl
-    def before_run(self, run: Run) -> None:
-        """Refuse a model in which nothing corresponds."""
-        if run.value(self, "strength"):
-            require_layers(self.name, run, self.config.parameters, least_dims=2)
 
     @hookimpl
     def collect_terms(self, step: Step) -> Tensor | None:
         """λ times the norms, once two tasks have been met."""
         strength = step.run.value(self, "strength")
-        layers = layers_of(step, self.config.parameters, least_dims=2) if strength else ()
         parts = [
             nuclear_norm(matrix)
-            for layer in layers
+            for layer in self.layers(step.parameters, step.run)
             for matrix in unfoldings(torch.stack([_ordered(step.parameters[name]) for name in layer.parameters], -1), self.config.unfolding)
         ]
         return strength * sum(parts[1:], parts[0]) if parts else None
