@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timing import save
+from timing import save, seeds_at
 from torch import nn
 
 from streamlearn import Engine, Plugin, models, streams
@@ -70,9 +70,7 @@ def main() -> None:
     runs: dict[str, dict[str, Any]] = json.loads(path.read_text())["runs"] if path.exists() else {}
     for name, plugins in STRATEGIES.items():
         settings = {**SETTINGS, "plugins": [repr(plugin) for plugin in plugins()]}
-        if runs.get(name, {}).get("settings") != settings:
-            runs[name] = {"settings": settings, "seeds": {}}
-        found = runs[name]["seeds"]
+        found = seeds_at(runs, name, settings)
         for seed in seeds:
             if str(seed) not in found:
                 found[str(seed)] = one(plugins(), seed)

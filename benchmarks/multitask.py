@@ -42,7 +42,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import stats
-from timing import save
+from timing import save, seeds_at
 from torch import Tensor, nn
 
 from streamlearn import Engine, Plugin, PluginConfig, PluginInfo, hookimpl, models, plugins, single_task_baselines, streams
@@ -245,8 +245,7 @@ def main() -> None:
         methods = asked.method or (ON_MNIST if table == "MultiMNIST" else list(STRATEGIES))
         for method in methods:
             settings = {**STREAMS[table], "plugins": [repr(plugin) for plugin in STRATEGIES[method]()]}
-            if rows.get(method, {}).get("settings") != settings:
-                rows[method] = {"settings": settings, "seeds": {}}
+            seeds_at(rows, method, settings)
         for seed in range(asked.seeds or SEEDS.get(table, 10)):
             for method in methods:
                 if str(seed) not in rows[method]["seeds"]:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timing import save
+from timing import save, seeds_at
 
 from streamlearn import Engine, Plugin, models, streams
 from streamlearn.plugins import SLDA, Joint, NearestClassMean, Replay
@@ -93,9 +93,7 @@ def main() -> None:
     for name, (epochs, plugins) in STRATEGIES.items():
         rows = {"training_rows": len(train), "test_rows": len(test)}
         settings = {**SETTINGS, **rows, "epochs": epochs, "plugins": [repr(plugin) for plugin in plugins(len(train))]}
-        if runs.get(name, {}).get("settings") != settings:
-            runs[name] = {"settings": settings, "seeds": {}}
-        found = runs[name]["seeds"]
+        found = seeds_at(runs, name, settings)
         for seed in range(asked.seeds) if name in asked.only else ():
             if str(seed) not in found:
                 found[str(seed)] = one(train, test, epochs, plugins(len(train)), seed)

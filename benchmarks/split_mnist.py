@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from scipy import stats
-from timing import save
+from timing import save, seeds_at
 from torch import Tensor, nn
 
 from streamlearn import Engine, Plugin, models, plugins, streams
@@ -173,10 +173,9 @@ def main() -> None:
             if scenario not in PUBLISHED[method]:
                 continue
             settings, row = settings_of(scenario, method), f"{method}, {scenario}"
-            if runs.get(row, {}).get("settings") != settings:
-                runs[row] = {"settings": settings, "seeds": {}}
+            known = seeds_at(runs, row, settings)
             count = asked.seeds or seeds_of(scenario, method)
-            wanted += [(seed, scenario, method) for seed in range(count) if str(seed) not in runs[row]["seeds"]]
+            wanted += [(seed, scenario, method) for seed in range(count) if str(seed) not in known]
     wanted.sort(key=lambda job: job[0])  # every row has its first seeds early
     with ProcessPoolExecutor(asked.jobs) as pool:
         waiting = {pool.submit(one, scenario, method, seed): (seed, scenario, method) for seed, scenario, method in wanted}

@@ -47,3 +47,11 @@ def save(name: str, results: Mapping[str, Any]) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), **results}, indent=1) + "\n")
     return path
+
+
+def seeds_at(runs: dict[str, Any], name: str, settings: Any) -> dict[str, Any]:
+    """The seeds of row ``name``, to be added to; those taken at other settings are dropped."""
+    if runs.get(name, {}).get("settings") != settings:
+        runs[name] = {"settings": settings, "seeds": {}}
+    seeds: dict[str, Any] = runs[name]["seeds"]
+    return seeds

@@ -14,6 +14,7 @@ from streamlearn import Engine, Plugin, PluginInfo
 from streamlearn.core.checkpoint import latest_checkpoint, read_checkpoint
 from streamlearn.core.hooks import HOOKS
 from streamlearn.core.plugin import hookimpl
+from streamlearn.models import Heads, Model
 from streamlearn.streams import EvaluationSet, Experience, Stream, Task
 from streamlearn.streams.data import Data, JoinedData, Target
 from streamlearn.streams.sources import TensorSource
@@ -202,3 +203,34 @@ def stopped_or_straight(
     state = read_checkpoint(latest_checkpoint(folder / "checkpoints")[0])
     state.pop("times")
     return state, (folder / "events.jsonl").read_text()
+
+
+def resumes_bit_for_bit(engine: Callable[..., Engine], stream: Stream, update: int, folder: Path) -> None:
+    """A run that is stopped after ``update`` and resumed ends with the weights and events of one that goes through."""
+    straight, events = final(engine(), stream, output=folder / "straight")
+    with pytest.raises(Stop):
+        engine(progress=stop_at(update)).run(stream, output=folder / "cut")
+    resumed = engine().resume(folder / "cut", stream)
+    assert resumed.model is not None
+    assert same(dict(resumed.model.state_dict()), straight)
+    assert resumed.events == events
+
+
+def keeps_its_state(engine: Callable[..., Engine], stream: Stream, updates: Iterable[int], folder: Path) -> None:
+    """The last checkpoint of a run that is stopped after each of ``updates`` and resumed is that of one that goes through."""
+    engine().run(stream, output=folder / "straight")
+    for update in updates:
+        cut = folder / str(update)
+        with pytest.raises(Stop):
+            engine(progress=stop_at(update)).run(stream, output=cut)
+        engine().resume(cut, stream)
+        states = [read_checkpoint(latest_checkpoint(f / "checkpoints")[0]) for f in (folder / "straight", cut)]
+        for what in ("model", "modules", "optimization", "plugins"):
+            assert same(states[0][what], states[1][what]), (update, what)
+
+
+def smooth(tasks: Iterable[Task], dtype: torch.dtype = torch.float64, width: int = 5) -> Model:
+    """A small net that is twice differentiable everywhere; the same one each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Model(nn.Sequential(nn.Linear(6, width), nn.Tanh()), Heads(width, tasks)).to(dtype)

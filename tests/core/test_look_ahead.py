@@ -12,16 +12,9 @@ from torch import Tensor, nn
 from streamlearn import Engine, Plugin, models
 from streamlearn.core.objective import Objective, evaluate, weigh
 from streamlearn.plugins import BAM, EWC, MAML, SAM, LaMAML, LwF, PCGrad, Replay, Reptile, UncertaintyWeighting
-from tests.core.support import class_stream, final, net, probe, same, sgd, two_task_stream
+from tests.core.support import class_stream, final, net, probe, same, sgd, smooth, two_task_stream
 
 SMOOTH = sgd(lr=0.2, momentum=0.0, weight_decay=0.0)
-
-
-def smooth_net(stream: Any, dtype: torch.dtype = torch.float64) -> models.Model:
-    """Twice differentiable everywhere."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return models.Model(nn.Sequential(nn.Linear(6, 5), nn.Tanh()), models.Heads(5, stream.tasks)).to(dtype)
 
 
 def total_at(step: Any, parameters: dict[str, Tensor]) -> Tensor:
@@ -47,7 +40,7 @@ def in_second_experience(check: Callable[[Any], Any], *plugins: Plugin, dtype: t
         return gradients
 
     stream = two_task_stream(dtype, experiences=2)
-    engine = Engine(smooth_net(stream, dtype), SMOOTH, [*plugins, probe("look", transform_gradients=look)], batch_size=12, **options)
+    engine = Engine(smooth(stream.tasks, dtype), SMOOTH, [*plugins, probe("look", transform_gradients=look)], batch_size=12, **options)
     engine.run(stream)
     assert len(found) == 2
     return found

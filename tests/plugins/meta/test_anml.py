@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from streamlearn import Engine, Plugin, streams
 from streamlearn.core.priors.prior import Prior
 from streamlearn.errors import CompositionError, ConfigurationError
-from streamlearn.models import Heads, Model
-from streamlearn.plugins import EWC, FrozenBackbone, MMoE, MultiHead, Replay
+from streamlearn.models import Model
+from streamlearn.plugins import EWC, MMoE, MultiHead, Replay
 from streamlearn.plugins.meta.anml import ANML, HEAD, NETWORK, GatedEncoder
 from streamlearn.plugins.meta.from_prior import FromPrior
 from streamlearn.streams import Batch, Stream
-from tests.core.support import blobs, class_stream, final, growing_stream, net, probe, same, sgd, stopped_or_straight
-from tests.plugins.meta.characters import characters
+from tests.core.support import blobs, class_stream, final, growing_stream, net, probe, same, sgd, smooth, stopped_or_straight
+from tests.plugins.meta.characters import accuracy, trained, trajectories
 
 SGD = sgd(lr=0.05, momentum=0.0, weight_decay=0.0)
 TASK = "blobs/3-way"
@@ -27,13 +27,6 @@ PARTS = ("encoder.prediction.", "encoder.modulation.", "encoder.gate.", "heads."
 def episodes(count: int = 6) -> Stream:
     source = blobs(120, 12, dtype=torch.float64)
     return streams.episodes(source, ways=3, shots=2, queries=2, train_episodes=count, test_episodes=2, held_out=0.4)
-
-
-def smooth(tasks: Any, dtype: Any = torch.float64) -> Model:
-    """A small smooth net, so that second derivatives are not zero."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Model(nn.Sequential(nn.Linear(6, 5), nn.Tanh()), Heads(5, tasks)).to(dtype)
 
 
 def outputs(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -197,31 +190,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(tmp_path: Path) -> None:
 
 
 def test_a_prior_that_it_has_learnt_forgets_less() -> None:
-    """Ten new classes one after another, a row at a time, plain SGD on the head of a frozen encoder, each at its best rate."""
-
-    def start(stream: Stream) -> Model:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return Model(nn.Sequential(nn.Linear(24, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU()), Heads(64, stream.tasks))
-
-    meta = streams.episodes(characters(5, 60, 20), ways=10, shots=3, queries=3, train_episodes=400, test_episodes=1, held_out=0.2)
-    new = streams.class_incremental(characters(6, 10, 30), experiences=10)
-
-    def accuracy(*plugins: Plugin) -> float:
-        """On all ten classes in the end."""
-        found = []
-        for rate in (0.01, 0.03, 0.1):
-            engine = Engine(
-                start(new), sgd(lr=rate, momentum=0.0, weight_decay=0.0), [*plugins, FrozenBackbone()], batch_size=1, evaluate="end"
-            )
-            found.append(float(engine.run(new).accuracy_matrix[-1].mean()))
-        return max(found)
-
-    def prior_of(learner: Plugin) -> Prior:
-        engine = Engine(start(meta), lambda p: torch.optim.Adam(p, lr=2e-3), [learner], batch_size=8, evaluate="never")
-        model = engine.run(meta).model
-        assert isinstance(model, Model)
-        return Prior.of(model, learner)
-
-    learnt = accuracy(ANML(steps=0), FromPrior(prior=prior_of(ANML(rate=0.1))))
-    assert learnt > accuracy(ANML(steps=0)) + 0.2
+    learner = ANML(rate=0.1)
+    prior = Prior.of(trained(trajectories(), learner, batch_size=8), learner)
+    rates = (0.01, 0.03, 0.1)
+    assert accuracy(rates, ANML(steps=0), FromPrior(prior=prior)) > accuracy(rates, ANML(steps=0)) + 0.2

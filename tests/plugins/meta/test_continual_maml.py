@@ -26,10 +26,11 @@ from tests.core.support import (
     probe,
     same,
     sgd,
+    smooth,
     stopped_or_straight,
     stream_of,
     two_task_stream,
-)  # fmt: skip
+)
 
 CLASSES = 4
 
@@ -44,12 +45,6 @@ def switching_stream(pieces: int = 4, rows: int = 24, dtype: Any = torch.float64
         for i in range(pieces)
     ]
     return stream_of(parts, (task,))
-
-
-def smooth(tasks: Any, dtype: Any = torch.float64) -> Model:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Model(nn.Sequential(nn.Linear(6, 8), nn.Tanh()), Heads(8, tasks)).to(dtype)
 
 
 class Watched:
@@ -73,7 +68,7 @@ class Watched:
 
         watch = probe("watch", around_update=update, after_step=after)
         optimizer = sgd(lr=rate, momentum=0.0, weight_decay=0.0)
-        self.model = smooth(stream.tasks)
+        self.model = smooth(stream.tasks, width=8)
         Engine(self.model, optimizer, [plugin, *others, watch], batch_size=batch_size, evaluate="never").run(stream)
 
 
@@ -81,7 +76,7 @@ class Published:
     """The method as a plain loop in torch, and none of the library's code."""
 
     def __init__(self, *, rate: float, eta: float, steps: int = 1, order: int = 2, threshold: Any = None, **options: Any) -> None:
-        self.model = smooth(switching_stream().tasks)
+        self.model = smooth(switching_stream().tasks, width=8)
         self.theta = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         self.rate, self.eta, self.steps, self.order, self.threshold = rate, eta, steps, order, threshold
         self.modulation, self.novelty = options.get("modulation", "none"), options.get("novelty", 1.0)
@@ -237,7 +232,7 @@ def test_it_predicts_what_comes_better_than_sgd() -> None:
             before.append(step.batch)
 
         plugins = [probe("look", before_step=look), *([plugin] if plugin else [])]
-        Engine(smooth(stream.tasks), optimizer, plugins, batch_size=8, evaluate="never").run(stream)
+        Engine(smooth(stream.tasks, width=8), optimizer, plugins, batch_size=8, evaluate="never").run(stream)
         return float(torch.stack(right[len(right) // 2 :]).mean())
 
     ways = [sgd(lr=rate, momentum=0.0, weight_decay=0.0) for rate in (0.03, 0.1, 0.3, 1.0, 3.0)]
@@ -277,7 +272,7 @@ def test_a_learned_weighting_learns_with_the_slow_weights() -> None:
     found: list[dict[str, Tensor]] = []
     watch = probe("watch", after_step=lambda step: found.append(step.run.snapshot()))
     plugins = [ContinualMAML(rate=0.1), UncertaintyWeighting(), watch]
-    Engine(smooth(stream.tasks), sgd(), plugins, batch_size=6, evaluate="never").run(stream)
+    Engine(smooth(stream.tasks, width=8), sgd(), plugins, batch_size=6, evaluate="never").run(stream)
     values = [float(weights["uncertainty_weighting/a.value"]) for weights in found]
     assert values[0] == 0.0
     assert len(set(values)) == 4
@@ -285,7 +280,7 @@ def test_a_learned_weighting_learns_with_the_slow_weights() -> None:
 
 def test_a_step_without_an_update_leaves_momentum_alone() -> None:
     stream = switching_stream(pieces=2)
-    model = smooth(stream.tasks)
+    model = smooth(stream.tasks, width=8)
     start = copy.deepcopy(model.state_dict())
     plugin = ContinualMAML(modulation="step", novelty=100.0)
     Engine(model, sgd(), [plugin], batch_size=6, evaluate="never").run(stream)
@@ -319,7 +314,7 @@ def test_the_parts_of_a_step_add_up(options: dict[str, Any]) -> None:
     """The task has changed for all of them or for none, and the rows are kept once."""
     stream, found = switching_stream(), []
     for parts in (1, 3):
-        model = smooth(stream.tasks)
+        model = smooth(stream.tasks, width=8)
         engine = Engine(model, sgd(), [ContinualMAML(rate=0.3, **options)], batch_size=6, evaluate="never", microbatches=parts)
         engine.run(stream)
         found.append(model.state_dict())

@@ -18,7 +18,7 @@ from streamlearn.plugins import AGEM, EWC, MAML, LaMAML, LwF, Replay
 from streamlearn.plugins.meta.la_maml import looked_ahead
 from streamlearn.streams import Stream, Task
 from streamlearn.streams.data import Data, Target
-from tests.core.support import Stop, adam, blobs, class_stream, final, growing_stream, net, probe, same, sgd, stop_at, stream_of
+from tests.core.support import Stop, adam, blobs, class_stream, final, growing_stream, net, probe, same, sgd, smooth, stop_at, stream_of
 
 ONE = sgd(lr=1.0, momentum=0.0, weight_decay=0.0)
 
@@ -31,15 +31,9 @@ def double_stream() -> Stream:
     return stream_of(pieces, (task,))
 
 
-def smooth_net(stream: Stream) -> models.Model:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return models.Model(nn.Sequential(nn.Linear(6, 5), nn.Tanh()), models.Heads(5, stream.tasks)).double()
-
-
 def run(*plugins: Plugin, optimizer: Any = ONE, batch_size: int = 8) -> None:
     stream = double_stream()
-    Engine(smooth_net(stream), optimizer, list(plugins), batch_size=batch_size).run(stream)
+    Engine(smooth(stream.tasks), optimizer, list(plugins), batch_size=batch_size).run(stream)
 
 
 def rates_of(parameters: Any) -> dict[str, Tensor]:
@@ -261,7 +255,7 @@ def test_without_chunks_it_is_experience_replay(rate: float | None) -> None:
     def weights(optimizer: Any, *plugins: Plugin) -> dict[str, Tensor]:
         replay = Replay(capacity=20, fill="step", batch_size=5)
         stream = double_stream()
-        return final(Engine(smooth_net(stream), optimizer, [*plugins, replay, EWC(strength=3.0)], batch_size=8), stream)[0]
+        return final(Engine(smooth(stream.tasks), optimizer, [*plugins, replay, EWC(strength=3.0)], batch_size=8), stream)[0]
 
     slow = sgd(lr=0.3, momentum=0.0, weight_decay=0.0)
     if rate is None:
@@ -280,7 +274,7 @@ def test_synchronous_without_learning_of_rates_is_c_maml(order: Any) -> None:
     def weights(plugin: Plugin) -> dict[str, Tensor]:
         plugins = [plugin, Replay(capacity=20, fill="step", batch_size=5), EWC(strength=3.0), LwF()]
         stream = double_stream()
-        return final(Engine(smooth_net(stream), sgd(lr=0.2), plugins, batch_size=8), stream)[0]
+        return final(Engine(smooth(stream.tasks), sgd(lr=0.2), plugins, batch_size=8), stream)[0]
 
     found = weights(LaMAML(chunks=1, rate=0.4, rate_learning=0, order=order, asynchronous=False))
     expected = weights(MAML(steps=1, rate=0.4, order=order, support="train", query="*"))

@@ -13,12 +13,12 @@ from streamlearn import Engine, Plugin, streams
 from streamlearn.core.priors.prior import Prior
 from streamlearn.errors import ConfigurationError, TrainingError
 from streamlearn.models import Heads, Model
-from streamlearn.plugins import EWC, FrozenBackbone, LwF, PCGrad, Replay, UncertaintyWeighting
+from streamlearn.plugins import EWC, LwF, PCGrad, Replay, UncertaintyWeighting
 from streamlearn.plugins.meta.from_prior import FromPrior
 from streamlearn.plugins.meta.oml import OML
 from streamlearn.streams import Batch, Stream
 from tests.core.support import blobs, class_stream, final, net, probe, same, sgd, stopped_or_straight, two_task_stream
-from tests.plugins.meta.characters import characters
+from tests.plugins.meta.characters import accuracy, characters, trained, trajectories
 
 SGD = sgd(lr=0.05, momentum=0.0, weight_decay=0.0)
 TASK = "blobs/3-way"
@@ -278,34 +278,9 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(tmp_path: Path) -> None:
 
 
 def test_a_prior_that_it_has_learnt_forgets_less(tmp_path: Path) -> None:
-    """Ten new classes one after another, a row at a time, plain SGD on the head of a frozen encoder, each at its best rate."""
-
-    def start(stream: Stream) -> Model:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return Model(nn.Sequential(nn.Linear(24, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU()), Heads(64, stream.tasks))
-
-    meta = streams.episodes(characters(5, 60, 20), ways=10, shots=3, queries=3, train_episodes=400, test_episodes=1, held_out=0.2)
-    new = streams.class_incremental(characters(6, 10, 30), experiences=10)
-
-    def accuracy(*plugins: Plugin) -> float:
-        """On all ten classes in the end."""
-        found = []
-        for rate in (0.003, 0.01, 0.03, 0.1):
-            engine = Engine(
-                start(new), sgd(lr=rate, momentum=0.0, weight_decay=0.0), [*plugins, FrozenBackbone()], batch_size=1, evaluate="end"
-            )
-            found.append(float(engine.run(new).accuracy_matrix[-1].mean()))
-        return max(found)
-
-    def trained(stream: Stream, *plugins: Plugin, **options: Any) -> Prior:
-        engine = Engine(start(stream), lambda p: torch.optim.Adam(p, lr=2e-3), list(plugins), evaluate="never", **options)
-        model = engine.run(stream).model
-        assert isinstance(model, Model)
-        return Prior.of(model)
-
-    trained(meta, OML(rate=0.3), batch_size=8).save(tmp_path / "characters.prior")
-    learnt = accuracy(FromPrior(prior=tmp_path / "characters.prior"))
-    assert learnt > accuracy() + 0.2, "than a random start"
-    classified = trained(streams.class_incremental(characters(5, 60, 20), experiences=1), epochs=5)
-    assert learnt > accuracy(FromPrior(prior=classified, heads="skip")) + 0.2, "than features that tell the same classes apart"
+    rates = (0.003, 0.01, 0.03, 0.1)
+    Prior.of(trained(trajectories(), OML(rate=0.3), batch_size=8)).save(tmp_path / "characters.prior")
+    learnt = accuracy(rates, FromPrior(prior=tmp_path / "characters.prior"))
+    assert learnt > accuracy(rates) + 0.2, "than a random start"
+    classified = Prior.of(trained(streams.class_incremental(characters(5, 60, 20), experiences=1), epochs=5))
+    assert learnt > accuracy(rates, FromPrior(prior=classified, heads="skip")) + 0.2, "than features that tell the same classes apart"

@@ -16,6 +16,7 @@ from streamlearn.models import Heads, Model
 from streamlearn.plugins import EWC, MAML, LwF, PCGrad, Reptile, UncertaintyWeighting
 from streamlearn.streams import Stream
 from tests.core.support import Stop, class_stream, final, net, probe, same, sgd, stop_at, two_task_stream
+from tests.plugins.meta.characters import leaves_a_head_without_rows_alone
 
 
 def outer(rate: float) -> Any:
@@ -104,14 +105,7 @@ def test_terms_and_a_learned_weighting_act_in_the_inner_steps() -> None:
 
 
 def test_a_head_without_rows_is_not_touched() -> None:
-    absent: list[bool] = []
-    watch = probe("watch", transform_gradients=lambda gradients: absent.append("heads.by_task.other.weight" not in gradients) or gradients)
-    stream = class_stream()[:1]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        heads = Heads(6, (*stream.tasks, type(stream.tasks[0])("other", size=2)))
-    Engine(Model(nn.Identity(), heads), sgd(), [Reptile(), watch], batch_size=10).run(stream)
-    assert absent == [True, True]
+    leaves_a_head_without_rows_alone(Reptile())
 
 
 def test_the_record_keeps_losses_and_terms_beside_the_distance() -> None:

@@ -16,7 +16,18 @@ from streamlearn.plugins.regularization.soft_sharing import SoftSharing, spread
 from streamlearn.plugins.sharing.separate_networks import SeparateNetworks
 from streamlearn.streams import Task
 from streamlearn.streams.data import Data, Target
-from tests.core.support import Stop, blobs, class_stream, final, probe, same, separate_task_stream, sgd, stop_at, stream_of, two_task_stream
+from tests.core.support import (
+    blobs,
+    class_stream,
+    final,
+    probe,
+    resumes_bit_for_bit,
+    same,
+    separate_task_stream,
+    sgd,
+    stream_of,
+    two_task_stream,
+)
 
 A, B = Task("a", size=6), Task("b", size=6)
 
@@ -134,12 +145,7 @@ def test_a_resume_in_mid_experience_equals_the_whole_run(update: int, tmp_path: 
         plugins = [SeparateNetworks(), SoftSharing(strength=0.1), EWC(strength=1.0), LwF(), Replay(capacity=8)]
         return Engine(mlp(stream, (9,)), sgd(), plugins, batch_size=8, seed=2, epochs=2, checkpoint_every=1, **options)
 
-    straight, events = final(engine(), stream, output=tmp_path / "straight")
-    with pytest.raises(Stop):
-        engine(progress=stop_at(update)).run(stream, output=tmp_path / "cut")
-    resumed = engine().resume(tmp_path / "cut", stream)
-    assert same(dict(resumed.model.state_dict()), straight)
-    assert resumed.events == events
+    resumes_bit_for_bit(engine, stream, update, tmp_path)
 
 
 def test_heads_of_equal_shape_beside_one_that_differs_and_in_micro_batches() -> None:

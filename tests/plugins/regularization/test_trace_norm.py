@@ -17,7 +17,7 @@ from streamlearn.plugins.sharing.separate_networks import SeparateNetworks
 from streamlearn.streams import Task
 from streamlearn.streams.data import Data, JoinedData, Target
 from streamlearn.streams.sources import TensorSource
-from tests.core.support import Stop, blobs, final, probe, same, separate_task_stream, sgd, stop_at, stream_of, two_task_stream
+from tests.core.support import blobs, probe, resumes_bit_for_bit, separate_task_stream, sgd, stream_of, two_task_stream
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -164,12 +164,7 @@ def test_a_resume_in_mid_experience_equals_the_whole_run(update: int, tmp_path: 
         plugins = [SeparateNetworks(), TraceNorm(strength=0.1, unfolding="tucker")]
         return Engine(mlp(stream, (9,)), sgd(), plugins, batch_size=8, seed=2, checkpoint_every=1, **options)
 
-    straight, events = final(engine(), stream, output=tmp_path / "straight")
-    with pytest.raises(Stop):
-        engine(progress=stop_at(update)).run(stream, output=tmp_path / "cut")
-    resumed = engine().resume(tmp_path / "cut", stream)
-    assert same(dict(resumed.model.state_dict()), straight)
-    assert resumed.events == events
+    resumes_bit_for_bit(engine, stream, update, tmp_path)
 
 
 @pytest.mark.parametrize("options", [{"strength": -1}, {"unfolding": "laf"}, {"parameters": ("heads.*",)}])

@@ -13,7 +13,7 @@ from streamlearn.errors import ConfigurationError
 from streamlearn.plugins import EWC, Replay
 from streamlearn.plugins.scheduling.annealed_sampling import AnnealedSampling, annealed_exponent
 from streamlearn.plugins.scheduling.temperature_sampling import temperature_probabilities
-from tests.core.support import Stop, final, probe, same, separate_task_stream, sgd, stop_at
+from tests.core.support import probe, resumes_bit_for_bit, separate_task_stream, sgd
 
 GLUE = {"cola": 8551, "mrpc": 3668, "mnli": 392702, "rte": 2490, "sts": 5749, "sst": 67349, "qqp": 363846, "qnli": 104743}
 
@@ -94,12 +94,7 @@ def test_a_resume_in_mid_epoch_draws_what_it_would_have_drawn(update: int, tmp_p
         plugins = [AnnealedSampling(), EWC(strength=1.0), Replay(capacity=8)]
         return Engine(models.mlp(stream, (9,)), sgd(), plugins, batch_size=8, seed=2, epochs=2, checkpoint_every=1, **options)
 
-    straight, events = final(engine(), stream, output=tmp_path / "straight")
-    with pytest.raises(Stop):
-        engine(progress=stop_at(update)).run(stream, output=tmp_path / "cut")
-    resumed = engine().resume(tmp_path / "cut", stream)
-    assert same(dict(resumed.model.state_dict()), straight)
-    assert resumed.events == events
+    resumes_bit_for_bit(engine, stream, update, tmp_path)
 
 
 @pytest.mark.parametrize("options", [{"start": -0.1}, {"end": -1}, {"end": float("nan")}, {"end": float("inf")}])

@@ -12,7 +12,7 @@ from streamlearn.plugins import EWC, PCGrad, Replay, TemperatureSampling
 from streamlearn.plugins.scheduling.round_robin import RoundRobin, next_task
 from streamlearn.streams import Stream, Task
 from streamlearn.streams.data import Data, JoinedData, Target
-from tests.core.support import Stop, blobs, class_stream, final, probe, same, separate_task_stream, sgd, stop_at, stream_of
+from tests.core.support import blobs, class_stream, probe, resumes_bit_for_bit, separate_task_stream, sgd, stream_of
 
 TASKS = {name: Task(name, size=6) for name in "abcd"}
 
@@ -108,12 +108,7 @@ def test_a_resume_in_mid_experience_goes_on_with_the_turn(update: int, tmp_path:
         plugins = [RoundRobin(turns={"a": 2}), EWC(strength=1.0), Replay(capacity=8), PCGrad()]
         return Engine(models.mlp(stream, (9,)), sgd(), plugins, batch_size=4, seed=2, epochs=2, checkpoint_every=1, **options)
 
-    straight, events = final(engine(), stream, output=tmp_path / "straight")
-    with pytest.raises(Stop):
-        engine(progress=stop_at(update)).run(stream, output=tmp_path / "cut")
-    resumed = engine().resume(tmp_path / "cut", stream)
-    assert same(dict(resumed.model.state_dict()), straight)
-    assert resumed.events == events
+    resumes_bit_for_bit(engine, stream, update, tmp_path)
 
 
 def test_what_is_refused() -> None:

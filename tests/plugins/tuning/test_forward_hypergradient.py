@@ -16,15 +16,9 @@ from streamlearn.plugins import EWC, MAML, SAM, Clipping, L2Anchor, LwF, PCGrad,
 from streamlearn.plugins.tuning.forward_hypergradient import ForwardHypergradient
 from streamlearn.plugins.tuning.hypergradient import Hypergradient
 from streamlearn.streams import Stream
-from tests.core.support import class_stream, final, growing_stream, net, probe, same, sgd, stopped_or_straight, two_task_stream
+from tests.core.support import class_stream, final, growing_stream, net, probe, same, sgd, smooth, stopped_or_straight, two_task_stream
 
 DOUBLE = torch.float64
-
-
-def smooth(stream: Stream) -> models.Model:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return models.Model(nn.Sequential(nn.Linear(6, 5), nn.Tanh()), models.Heads(5, stream.tasks)).to(DOUBLE)
 
 
 def held_out_stream(experiences: int = 2) -> Stream:
@@ -70,7 +64,7 @@ def test_it_is_the_gradient_through_all_steps_unrolled(kind: str, name: str) -> 
         probe("look", before_experience=before, before_step=lambda step: kept["batches"].append(step.batch)),
     ]
     stream = held_out_stream()
-    model = smooth(stream)
+    model = smooth(stream.tasks)
     engine = Engine(model, lambda p: torch.optim.SGD(p, **settings), plugins, batch_size=6, epochs=2, seed=3)
     values = tuned(engine.run(stream).events)
     assert len(kept["batches"]) == 6
@@ -103,7 +97,7 @@ def test_after_one_step_it_is_the_hypergradient_of_that_step() -> None:
     stream = held_out_stream()
 
     def values(plugin: Plugin) -> list[dict[str, float]]:
-        engine = Engine(smooth(stream), sgd(momentum=0.0), [plugin, EWC(strength=20.0)], batch_size=100, seed=1)
+        engine = Engine(smooth(stream.tasks), sgd(momentum=0.0), [plugin, EWC(strength=20.0)], batch_size=100, seed=1)
         return tuned(engine.run(stream).events)
 
     names = ("ewc.strength", "weight_decay", "learning_rate")
@@ -119,7 +113,7 @@ def test_it_goes_on_in_real_time_and_starts_anew_with_an_experience() -> None:
     seen: list[tuple[int, int]] = []
     plugin = ForwardHypergradient(tune=("weight_decay",), every=2)
     watch = probe("watch", after_step=lambda step: seen.append((step.run.clock.experience, plugin._steps)))
-    Engine(smooth(held_out_stream()), sgd(), [plugin, watch], batch_size=6).run(held_out_stream())
+    Engine(smooth(held_out_stream().tasks), sgd(), [plugin, watch], batch_size=6).run(held_out_stream())
     assert seen == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3)]
 
 
@@ -181,7 +175,7 @@ def test_beside_others_on_growing_heads(others: list[Plugin]) -> None:
 def test_under_a_look_ahead_and_where_torch_gives_up() -> None:
     stream = held_out_stream()
     plugins = [ForwardHypergradient(tune=("maml.rate",), every=2, rate=10.0), MAML(rate=0.1, support="train", query="*")]
-    assert tuned(Engine(smooth(stream), sgd(), plugins, batch_size=6).run(stream).events)[-1]["maml.rate"] != 0.1
+    assert tuned(Engine(smooth(stream.tasks), sgd(), plugins, batch_size=6).run(stream).events)[-1]["maml.rate"] != 0.1
     with pytest.raises(ConfigurationError, match="torch cannot differentiate the gradient of this objective once more"):
         Engine(net(outputs=6), sgd(), plugins, batch_size=6, drop_last=True).run(class_stream())
 

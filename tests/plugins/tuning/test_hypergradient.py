@@ -18,15 +18,9 @@ from streamlearn.errors import ConfigurationError, UnknownNameError
 from streamlearn.plugins import EWC, MAML, SAM, L2Anchor, LwF, PCGrad, Replay, UncertaintyWeighting
 from streamlearn.plugins.tuning.hypergradient import Hypergradient, descended
 from streamlearn.streams import Stream
-from tests.core.support import class_stream, growing_stream, net, probe, same, sgd, stopped_or_straight, two_task_stream
+from tests.core.support import class_stream, growing_stream, net, probe, same, sgd, smooth, stopped_or_straight, two_task_stream
 
 DOUBLE = torch.float64
-
-
-def smooth(stream: Stream, dtype: torch.dtype = DOUBLE) -> models.Model:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return models.Model(nn.Sequential(nn.Linear(6, 5), nn.Tanh()), models.Heads(5, stream.tasks)).to(dtype)
 
 
 def held_out_stream(experiences: int = 2) -> Stream:
@@ -57,7 +51,7 @@ def run_and_batches(factory: Callable[..., Any], plugin: Plugin) -> tuple[list[f
         batches.append(step.batch)
 
     stream = two_task_stream(DOUBLE)
-    result = Engine(smooth(stream), factory, [plugin, probe("watch", after_step=after)], batch_size=4, epochs=2).run(stream)
+    result = Engine(smooth(stream.tasks), factory, [plugin, probe("watch", after_step=after)], batch_size=4, epochs=2).run(stream)
     return rates, batches, result.model
 
 
@@ -69,7 +63,7 @@ def test_under_sgd_the_rate_follows_the_product_of_gradients(form: str, decay: f
     found, batches, trained = run_and_batches(
         lambda p: torch.optim.SGD(p, lr=0.05, weight_decay=decay), Hypergradient(rate=beta, form=form)
     )
-    model = smooth(two_task_stream(DOUBLE))
+    model = smooth(two_task_stream(DOUBLE).tasks)
     alpha, last, rates = 0.05, None, []
     for number, batch in enumerate(batches):
         gradients = torch.autograd.grad(loss_of(model, batch), list(model.parameters()))
@@ -100,7 +94,7 @@ def test_under_other_optimisers_it_is_the_derivative_by_the_rate_of_the_last_ste
     """Finite differences: the last step made again at α ± ε, and the loss of the present batch after it."""
     beta, epsilon = 1e-3, 1e-6
     found, batches, _ = run_and_batches(FACTORIES[kind], Hypergradient(rate=beta))
-    model = smooth(two_task_stream(DOUBLE))
+    model = smooth(two_task_stream(DOUBLE).tasks)
     optimizer = FACTORIES[kind](model.parameters())
     coupled = 0.01 if kind == "adam" else 0.0
     before: tuple[Any, Any, Any] | None = None
@@ -137,7 +131,7 @@ def test_the_published_adam_moves_each_tensor_at_a_rate_of_its_own() -> None:
     rates, batches, _ = run_and_batches(lambda p: torch.optim.Adam(p, lr=0.01), Hypergradient(rate=beta))
     ends: dict[bool, dict[str, Tensor]] = {}
     for within in (True, False):
-        model = smooth(two_task_stream(DOUBLE))
+        model = smooth(two_task_stream(DOUBLE).tasks)
         alpha, moments, last = 0.01, {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in model.named_parameters()}, {}
         for number, batch in enumerate(batches[:3], start=1):
             found = dict(zip(moments, torch.autograd.grad(loss_of(model, batch), list(model.parameters())), strict=True))
@@ -228,7 +222,9 @@ def test_the_strength_of_a_penalty_moves_by_the_derivative_through_the_step() ->
 
     plugin = Hypergradient(mode="t1_t2", tune=("ewc.strength",), rate=beta)
     stream = held_out_stream()
-    engine = Engine(smooth(stream), lambda p: torch.optim.SGD(p, lr=lr), [probe("look", around_update=look), plugin, ewc], batch_size=6)
+    engine = Engine(
+        smooth(stream.tasks), lambda p: torch.optim.SGD(p, lr=lr), [probe("look", around_update=look), plugin, ewc], batch_size=6
+    )
     engine.run(stream)
     assert len(seen) >= 3
     for found, expected in seen:
@@ -280,7 +276,9 @@ def test_mixed_derivatives_against_finite_differences_of_the_gradient(name: str,
         return gradients
 
     stream = two_task_stream(DOUBLE, experiences=2)
-    engine = Engine(smooth(stream), lambda p: torch.optim.SGD(p, lr=0.2), [plugin, probe("check", transform_gradients=check)], batch_size=6)
+    engine = Engine(
+        smooth(stream.tasks), lambda p: torch.optim.SGD(p, lr=0.2), [plugin, probe("check", transform_gradients=check)], batch_size=6
+    )
     engine.run(stream)
     assert checked
 
@@ -317,7 +315,7 @@ def test_settings_of_the_optimiser_against_finite_differences(setting: str, kind
 
     stream = held_out_stream()
     plugin = Hypergradient(mode="t1_t2", tune=(setting,), rate=beta)
-    Engine(smooth(stream), factory, [probe("look", around_update=look), plugin], batch_size=6).run(stream)
+    Engine(smooth(stream.tasks), factory, [probe("look", around_update=look), plugin], batch_size=6).run(stream)
     assert len(seen) >= 6
     for found, expected in seen:
         assert found == pytest.approx(expected, rel=1e-6)
@@ -346,7 +344,7 @@ def test_what_is_held_out_decides_where_the_strength_goes() -> None:
 def test_options_stay_within_their_declared_range_and_are_recorded() -> None:
     stream = held_out_stream(3)
     plugins = [Hypergradient(mode="t1_t2", tune=("l2.strength", "learning_rate"), rate=1e6), L2Anchor(strength=1.0)]
-    events = Engine(smooth(stream), sgd(), plugins, batch_size=6).run(stream).events
+    events = Engine(smooth(stream.tasks), sgd(), plugins, batch_size=6).run(stream).events
     values = tuned(events)
     assert len(values) == 3
     assert values[-1]["l2.strength"] in (1e-4, 1e2)

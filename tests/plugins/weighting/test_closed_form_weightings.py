@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from streamlearn import Engine, models
 from streamlearn.core import registry
-from streamlearn.core.checkpoint import latest_checkpoint, read_checkpoint
 from streamlearn.core.plugin import Plugin
 from streamlearn.errors import CompositionError, DivergenceError
 from streamlearn.plugins import EWC, MGDA, GroupDRO, LwF, PCGrad, Replay, UncertaintyWeighting
@@ -26,7 +25,7 @@ from streamlearn.plugins.weighting.imtl_l import IMTLL
 from streamlearn.plugins.weighting.rlw import RLW
 from streamlearn.streams import Stream, Task
 from streamlearn.streams.data import Data, Target
-from tests.core.support import Stop, blobs, class_stream, final, net, probe, same, sgd, stop_at, stream_of, two_task_stream
+from tests.core.support import blobs, class_stream, final, keeps_its_state, net, probe, sgd, stream_of, two_task_stream
 from tests.integration.conftest import no_drawing  # noqa: F401 - nobody looks at the figures of a run that is stopped and resumed
 from tests.plugins.weighting.observed import changing_tasks, watching
 
@@ -248,15 +247,7 @@ def test_stopped_and_resumed(make: Any, tmp_path: Path) -> None:
     def engine(**options: Any) -> Engine:
         return Engine(models.mlp(stream, (8,)), sgd(), [make()], batch_size=8, epochs=4, checkpoint_every=1, evaluate="end", **options)
 
-    engine().run(stream, output=tmp_path / "straight")
-    for update in (8, 9, 16):
-        folder = tmp_path / str(update)
-        with pytest.raises(Stop):
-            engine(progress=stop_at(update)).run(stream, output=folder)
-        engine().resume(folder, stream)
-        states = [read_checkpoint(latest_checkpoint(f / "checkpoints")[0]) for f in (tmp_path / "straight", folder)]
-        for what in ("model", "modules", "optimization", "plugins"):
-            assert same(states[0][what], states[1][what]), (update, what)
+    keeps_its_state(engine, stream, (8, 9, 16), tmp_path)
 
 
 def test_a_task_of_weight_0_is_no_row_for_mgda() -> None:

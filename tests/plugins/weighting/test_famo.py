@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torchjd import scalarization as torchjd
 
 from streamlearn import Engine, models, streams
-from streamlearn.core.checkpoint import latest_checkpoint, read_checkpoint
 from streamlearn.core.optimization import Optimization, Trainable
 from streamlearn.core.sampling import shuffled
 from streamlearn.errors import CompositionError, ConfigurationError, DivergenceError, TrainingError
@@ -21,16 +20,14 @@ from streamlearn.streams import Stream, Task
 from streamlearn.streams.data import Data, Target
 from tests.core.support import (
     Spy,
-    Stop,
     blobs,
     class_stream,
     final,
+    keeps_its_state,
     net,
     probe,
-    same,
     separate_task_stream,
     sgd,
-    stop_at,
     stream_of,
     two_task_stream,
 )
@@ -352,15 +349,7 @@ def test_stopped_and_resumed(tmp_path: Path) -> None:
     def engine(**options: Any) -> Engine:
         return Engine(noisy, sgd(), [FAMO()], batch_size=8, epochs=4, checkpoint_every=1, evaluate="end", **options)
 
-    engine().run(stream, output=tmp_path / "straight")
-    for update in (8, 16):
-        folder = tmp_path / str(update)
-        with pytest.raises(Stop):
-            engine(progress=stop_at(update)).run(stream, output=folder)
-        engine().resume(folder, stream)
-        states = [read_checkpoint(latest_checkpoint(f / "checkpoints")[0]) for f in (tmp_path / "straight", folder)]
-        for what in ("model", "modules", "optimization", "plugins"):
-            assert same(states[0][what], states[1][what]), (update, what)
+    keeps_its_state(engine, stream, (8, 16), tmp_path)
 
 
 def test_a_module_moves_by_its_own_optimiser_alone() -> None:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from streamlearn import Engine, models, streams
-from streamlearn.core.checkpoint import latest_checkpoint, read_checkpoint
 from streamlearn.core.gradient_norms import chosen_layer, gradient_norm
 from streamlearn.core.sampling import shuffled
 from streamlearn.errors import CompositionError, ConfigurationError, DivergenceError
@@ -20,16 +19,14 @@ from streamlearn.streams import Task
 from streamlearn.streams.data import Data, Target
 from tests.core.support import (
     Spy,
-    Stop,
     blobs,
     class_stream,
     final,
+    keeps_its_state,
     net,
     probe,
-    same,
     separate_task_stream,
     sgd,
-    stop_at,
     stream_of,
     two_task_stream,
 )
@@ -353,15 +350,7 @@ def test_stopped_and_resumed(weights: str, tmp_path: Path) -> None:
         plugins = [GradNorm(weights=weights)]
         return Engine(models.mlp(stream, (8,)), sgd(), plugins, batch_size=8, epochs=4, checkpoint_every=1, evaluate="end", **options)
 
-    engine().run(stream, output=tmp_path / "straight")
-    for update in (8, 16):
-        folder = tmp_path / str(update)
-        with pytest.raises(Stop):
-            engine(progress=stop_at(update)).run(stream, output=folder)
-        engine().resume(folder, stream)
-        states = [read_checkpoint(latest_checkpoint(f / "checkpoints")[0]) for f in (tmp_path / "straight", folder)]
-        for what in ("model", "modules", "optimization", "plugins"):
-            assert same(states[0][what], states[1][what]), (update, what)
+    keeps_its_state(engine, stream, (8, 16), tmp_path)
 
 
 def test_two_weightings_are_refused() -> None:
